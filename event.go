@@ -1,0 +1,50 @@
+package trumpet
+
+import (
+	"encoding/json"
+	"time"
+)
+
+// Op says what happened to a row, or that the event is a broadcast.
+type Op string
+
+// The operations. They are spelled as clients see them.
+const (
+	OpInsert    Op = "insert"
+	OpUpdate    Op = "update"
+	OpDelete    Op = "delete"
+	OpTruncate  Op = "truncate"
+	OpBulk      Op = "bulk"
+	OpBroadcast Op = "broadcast"
+)
+
+// Event is one row's change, or one broadcast. It is never changed after it was
+// given on: many readers share it.
+type Event struct {
+	// ID is the event's place in the log. It is zero for a raw NOTIFY, which
+	// has no place in the log and is not replayed.
+	ID    EventID
+	Topic string
+	Op    Op
+	// At is when the statement wrote the change (clock_timestamp() in the
+	// trigger), not when it was committed.
+	At time.Time
+
+	// Key, New and Old are JSON objects, or nil where the operation has none.
+	// New is the row after the change. Old is, on update, only the columns that
+	// changed, with their former values; on delete, the row.
+	Key json.RawMessage
+	New json.RawMessage
+	Old json.RawMessage
+
+	// Data is a broadcast's JSON value; nil for everything else.
+	Data json.RawMessage
+
+	// Statement and Rows are set for OpBulk only: the statement that touched
+	// too much for one event a row, and how many rows it touched.
+	Statement Op
+	Rows      int64
+
+	// More says that further events of the same transaction follow this one.
+	More bool
+}

@@ -1,0 +1,403 @@
+// The browser client against a fake WebSocket, EventSource and clock:
+//   node --test client.test.mjs
+
+import assert from 'node:assert/strict';
+import { afterEach, beforeEach, mock, test } from 'node:test';
+import { connect } from '../../server/web/client.js';
+
+/** Every socket that the client opened, oldest first. */
+let sockets = [];
+const open = () => sockets.filter((s) => !s.closed);
+const last = () => sockets.at(-1);
+
+class Socket extends EventTarget {
+  constructor(url) {
+    super();
+    this.url = new URL(url);
+    this.readyState = 0;
+    this.sent = [];
+    sockets.push(this);
+  }
+  get since() { return this.url.searchParams.get('since'); }
+  get topics() { return this.url.searchParams.get('topics'); }
+  close() {
+    this.closed = true;
+    this.readyState = 3;
+  }
+  emit(type, properties) { this.dispatchEvent(Object.assign(new Event(type), properties)); }
+  accept() {
+    this.readyState = 1;
+    this.emit('open');
+  }
+}
+class FakeWebSocket extends Socket {
+  say(message) { this.emit('message', { data: JSON.stringify(message) }); }
+  send(text) { this.sent.push(JSON.parse(text)); }
+  drop(code = 1006, reason = '') {
+    this.close();
+    this.emit('close', { code, reason });
+  }
+}
+class FakeEventSource extends Socket {
+  say(message) { this.emit(message.type ?? 'message', { data: JSON.stringify(message) }); }
+  drop() {
+    this.readyState = 0; // a browser would come back by itself
+    this.emit('error');
+  }
+}
+
+const page = new EventTarget(); // window and document at once
+const random = Math.random;
+let connection;
+
+beforeEach(() => {
+  sockets = [];
+  mock.timers.enable({ apis: ['setTimeout', 'Date'], now: 1_000_000 });
+  Object.assign(globalThis, {
+    WebSocket: FakeWebSocket,
+    EventSource: FakeEventSource,
+    location: { href: 'https://board.example/somewhere?x=1' },
+    document: page,
+    addEventListener: page.addEventListener.bind(page),
+    removeEventListener: page.removeEventListener.bind(page),
+  });
+  page.visibilityState = 'visible';
+  Math.random = () => 0.5;
+});
+afterEach(() => {
+  connection?.close();
+  connection = undefined;
+  Math.random = random;
+  mock.timers.reset();
+});
+
+/** Connects and writes down whatever the client reports. */
+function start(options = {}) {
+  const seen = { events: [], transactions: [], ready: [], resets: [], states: [], infos: [] };
+  connection = connect({
+    topics: ['jobs', 'dispatch'],
+    onEvent: (e) => seen.events.push(e.id ?? e.data),
+    onTransaction: (t) => seen.transactions.push(t.map((e) => e.id ?? e.data)),
+    onReady: (r) => seen.ready.push(r),
+    onReset: (r) => seen.resets.push(r.reason),
+    onState: (s, info) => {
+      seen.states.push(s);
+      seen.infos.push(info);
+    },
+    ...options,
+  });
+  return seen;
+}
+const id = (position, ordinal = 0, tag = `0000${position}`) => `${position}.${ordinal}-${tag}`;
+const event = (at, more) => ({ id: at, topic: 'jobs', op: 'update', at: '', key: { id: 1 }, new: {}, ...(more && { more }) });
+const ready = (at, resumed = false) => ({ type: 'ready', id: at, resumed, worker: 'w1' });
+const live = (at = id(10)) => {
+  last().accept();
+  last().say(ready(at));
+};
+const pass = (ms) => mock.timers.tick(ms);
+
+for (const transport of ['websocket', 'sse']) {
+  test(`${transport}: connects, becomes live, remembers the last id`, () => {
+    const seen = start({ transport });
+    assert.equal(last().url.href.split('?')[0], transport === 'sse' ? 'https://board.example/api/stream' : 'wss://board.example/ws');
+    assert.equal(last().topics, 'jobs,dispatch');
+    assert.equal(last().since, null);
+    assert.equal(connection.state, 'connecting');
+    live();
+    assert.equal(connection.state, 'live');
+    assert.equal(connection.lastId, id(10));
+    last().say(event(id(11)));
+    last().say({ type: 'ping', id: id(14), at: '' });
+    assert.equal(connection.lastId, id(14));
+    assert.deepEqual(seen.events, [id(11)]);
+    assert.deepEqual(seen.states, ['connecting', 'live']);
+    assert.equal(seen.infos[1].worker, 'w1');
+  });
+
+  test(`${transport}: comes back with its last id and goes on`, () => {
+    const seen = start({ transport });
+    live();
+    last().say(event(id(11)));
+    last().drop();
+    assert.equal(connection.state, 'offline');
+    assert.equal(open().length, 0, 'the old socket is closed, so it cannot come back by itself');
+    pass(250);
+    assert.equal(sockets.length, 2);
+    assert.equal(last().since, id(11));
+    last().accept();
+    last().say(event(id(12)));
+    last().say(ready(id(12), true));
+    assert.deepEqual(seen.events, [id(11), id(12)]);
+    assert.deepEqual(seen.states, ['connecting', 'live', 'offline', 'connecting', 'live']);
+    assert.equal(seen.ready[1].resumed, true);
+  });
+
+  test(`${transport}: an error that a retry cannot mend closes for good`, () => {
+    const seen = start({ transport });
+    last().accept();
+    last().say({ type: 'error', code: 'unauthorized', message: 'no', retry: false });
+    assert.equal(connection.state, 'closed');
+    assert.deepEqual(seen.infos.at(-1), { worker: undefined, code: 'unauthorized', message: 'no' });
+    pass(120_000);
+    page.dispatchEvent(new Event('online'));
+    page.dispatchEvent(new Event('visibilitychange'));
+    connection.subscribe('more');
+    assert.equal(sockets.length, 1);
+  });
+
+  test(`${transport}: an error that a retry mends comes back`, () => {
+    start({ transport });
+    live();
+    last().say({ type: 'error', code: 'draining', message: '', retry: true });
+    assert.equal(connection.state, 'offline');
+    pass(250);
+    assert.equal(last().since, id(10));
+  });
+
+  test(`${transport}: silence for 40 s reconnects, a ping counts as a word`, () => {
+    start({ transport });
+    live();
+    pass(25_000);
+    last().say({ type: 'ping', id: id(10), at: '' });
+    pass(39_999);
+    assert.equal(connection.state, 'live');
+    pass(1);
+    assert.equal(connection.state, 'offline');
+    pass(250);
+    assert.equal(sockets.length, 2);
+  });
+
+  test(`${transport}: close() is final`, () => {
+    const seen = start({ transport });
+    live();
+    const socket = last();
+    connection.close();
+    connection.close();
+    socket.say(event(id(11)));
+    pass(120_000);
+    assert.equal(sockets.length, 1);
+    assert.deepEqual(seen.events, []);
+    assert.deepEqual(seen.states, ['connecting', 'live', 'closed']);
+  });
+}
+
+test('backoff: full jitter between nothing and a bound that doubles up to 15 s', () => {
+  for (const [share, bounds] of [[0, Array(7).fill(0)], [0.999, [500, 1000, 2000, 4000, 8000, 15000, 15000]]]) {
+    Math.random = () => share;
+    const seen = start();
+    for (const bound of bounds) {
+      last().drop();
+      assert.equal(seen.infos.at(-1).retryIn, share * bound);
+      pass(Math.ceil(share * bound));
+      assert.equal(connection.state, 'connecting');
+    }
+    connection.close();
+  }
+});
+
+test('backoff: begins anew after a healthy spell, not after a short one', () => {
+  const seen = start();
+  for (let i = 0; i < 4; i++) {
+    last().drop();
+    pass(15_000);
+  }
+  live();
+  pass(9_000);
+  last().drop();
+  assert.equal(seen.infos.at(-1).retryIn, 4000);
+  pass(15_000);
+  live();
+  pass(10_000);
+  last().drop();
+  assert.equal(seen.infos.at(-1).retryIn, 250);
+});
+
+test('a handshake that never ends is given up after 15 s', () => {
+  start();
+  pass(14_999);
+  assert.equal(connection.state, 'connecting');
+  pass(1);
+  assert.equal(connection.state, 'offline');
+});
+
+test('online and a visible tab try at once', () => {
+  Math.random = () => 1;
+  start();
+  for (let i = 0; i < 6; i++) {
+    last().drop();
+    pass(15_000);
+  }
+  last().drop();
+  page.dispatchEvent(new Event('online'));
+  assert.equal(sockets.length, 8);
+  last().drop();
+  page.visibilityState = 'hidden';
+  page.dispatchEvent(new Event('visibilitychange'));
+  assert.equal(sockets.length, 8, 'a hidden tab waits');
+  page.visibilityState = 'visible';
+  page.dispatchEvent(new Event('visibilitychange'));
+  assert.equal(sockets.length, 9);
+  assert.equal(open().length, 1);
+  live();
+  page.dispatchEvent(new Event('visibilitychange'));
+  assert.equal(sockets.length, 9, 'a live connection stays');
+});
+
+test('a tab that slept notices at once that nothing was heard', () => {
+  start();
+  live();
+  mock.timers.setTime(Date.now() + 3_600_000); // timers stood still while it slept
+  page.dispatchEvent(new Event('visibilitychange'));
+  assert.notEqual(connection.state, 'live');
+});
+
+test('close codes: 4000–4499 and losses come back, 4500–4999 do not', () => {
+  for (const [code, back] of [[1000, true], [1006, true], [1011, true], [4001, true], [4008, true], [4499, true], [4500, false], [4501, false], [4999, false]]) {
+    sockets = [];
+    const seen = start();
+    live();
+    last().drop(code, 'why');
+    assert.equal(connection.state, back ? 'offline' : 'closed', `code ${code}`);
+    assert.equal(seen.infos.at(-1).code, code);
+    assert.equal(seen.infos.at(-1).message, 'why');
+    pass(60_000);
+    assert.equal(sockets.length > 1, back, `code ${code}`);
+    connection.close();
+  }
+});
+
+test('no event twice, none left out', () => {
+  const seen = start();
+  live(id(10, 3));
+  for (const at of [id(10, 3), id(9, 7), id(10, 4), id(10, 4), id(11), id(10, 5), id(11, 1), id(100), id(99, 9), id(9007199254740993)]) {
+    last().say(event(at));
+  }
+  assert.deepEqual(seen.events, [id(10, 4), id(11), id(11, 1), id(100), id(9007199254740993)]);
+});
+
+test('a position with another tag is another history, and news', () => {
+  const seen = start();
+  live();
+  last().say(event(id(11, 0, 'aaaaaaaa')));
+  last().say(event(id(11, 0, 'bbbbbbbb')));
+  assert.deepEqual(seen.events, [id(11, 0, 'aaaaaaaa'), id(11, 0, 'bbbbbbbb')]);
+});
+
+test('events without an id are given on, and leave the place alone', () => {
+  const seen = start();
+  live();
+  last().say(event(id(11), true));
+  last().say({ topic: 'dispatch', op: 'broadcast', at: '', data: 'raw' });
+  last().say({ topic: 'dispatch', op: 'broadcast', at: '', data: 'raw' });
+  last().say(event(id(12)));
+  assert.deepEqual(seen.events, [id(11), 'raw', 'raw', id(12)]);
+  assert.deepEqual(seen.transactions, [['raw'], ['raw'], [id(11), id(12)]]);
+  assert.equal(connection.lastId, id(12));
+});
+
+test('a transaction is given whole, also across a lost connection', () => {
+  const seen = start();
+  live();
+  last().say(event(id(11), true));
+  last().say(event(id(12), true));
+  last().drop();
+  pass(250);
+  last().accept();
+  assert.equal(last().since, id(12));
+  last().say(event(id(12), true)); // a worker would not; it would not matter
+  last().say(event(id(13)));
+  last().say(ready(id(13), true));
+  last().say(event(id(14)));
+  assert.deepEqual(seen.transactions, [[id(11), id(12), id(13)], [id(14)]]);
+});
+
+test('ready after a resume ends a transaction whose rest this client does not see', () => {
+  const seen = start();
+  live();
+  last().say(event(id(11), true));
+  last().drop();
+  pass(250);
+  connection.unsubscribe('dispatch');
+  last().accept();
+  last().say(ready(id(13), true));
+  assert.deepEqual(seen.transactions, [[id(11)]]);
+});
+
+test('reset: half a transaction is void, and live begins at its id', () => {
+  const seen = start();
+  live(id(50));
+  last().say(event(id(51), true));
+  last().drop();
+  pass(250);
+  last().accept();
+  last().say({ type: 'reset', id: id(7), reason: 'unknown' });
+  last().say(ready(id(7), false));
+  last().say(event(id(8)));
+  assert.deepEqual(seen.resets, ['unknown']);
+  assert.deepEqual(seen.events, [id(51), id(8)]);
+  assert.deepEqual(seen.transactions, [[id(8)]]);
+  last().say({ type: 'reset', id: id(3), reason: 'lost' });
+  last().say(event(id(4)));
+  assert.equal(connection.lastId, id(4));
+  assert.deepEqual(seen.events, [id(51), id(8), id(4)]);
+});
+
+test('stale and live follow the worker', () => {
+  const seen = start();
+  last().accept();
+  last().say({ type: 'stale' });
+  last().say(ready(id(10)));
+  last().say({ type: 'live' });
+  last().say({ type: 'stale' });
+  last().drop();
+  pass(250);
+  live();
+  assert.deepEqual(seen.states, ['connecting', 'stale', 'live', 'stale', 'offline', 'connecting', 'live']);
+});
+
+test('subscribe and unsubscribe: a frame on a WebSocket, the new topics when it comes back', () => {
+  start();
+  connection.subscribe('stats'); // not yet open: opened anew
+  assert.equal(open().length, 1);
+  assert.equal(last().topics, 'jobs,dispatch,stats');
+  live();
+  connection.subscribe(['customers']);
+  connection.unsubscribe('jobs');
+  assert.deepEqual(last().sent, [{ type: 'subscribe', topics: ['customers'] }, { type: 'unsubscribe', topics: ['jobs'] }]);
+  last().say({ type: 'subscribed', topics: ['dispatch', 'stats', 'customers'], id: id(10) });
+  last().drop();
+  connection.subscribe('late');
+  assert.equal(open().length, 0, 'while it waits it only remembers');
+  pass(250);
+  assert.equal(last().topics, 'dispatch,stats,customers,late');
+});
+
+test('subscribe on SSE opens anew and goes on', () => {
+  start({ transport: 'sse' });
+  live();
+  connection.subscribe('stats');
+  assert.equal(open().length, 1);
+  assert.equal(last().topics, 'jobs,dispatch,stats');
+  assert.equal(last().since, id(10));
+});
+
+test('since and url are taken as given', () => {
+  start({ since: id(5), url: '/ws/dispatch?token=a' });
+  assert.equal(last().url.href, `wss://board.example/ws/dispatch?token=a&topics=jobs%2Cdispatch&since=${id(5)}`);
+  connection.close();
+  start({ url: 'http://other.example/ws' });
+  assert.equal(last().url.protocol, 'ws:');
+});
+
+test('what an abandoned socket still says is not heard', () => {
+  const seen = start();
+  live();
+  const old = last();
+  old.drop();
+  pass(250);
+  old.say(event(id(11)));
+  old.emit('close', { code: 4500, reason: '' });
+  assert.deepEqual(seen.events, []);
+  assert.equal(connection.state, 'connecting');
+});

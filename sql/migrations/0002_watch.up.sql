@@ -78,11 +78,15 @@ begin
   end if;
   if n <= max_rows then
     begin
-      if tg_op <> 'INSERT' and (select sum(pg_column_size(r)) from old_rows r) <= max_bytes then
-        select trumpet.pick_columns(json_agg(r), tg_argv[2]) into old_json from old_rows r;
+      if tg_op <> 'INSERT' then
+        if (select sum(pg_column_size(r)) from old_rows r) <= max_bytes then
+          select trumpet.pick_columns(json_agg(r), tg_argv[2]) into old_json from old_rows r;
+        end if;
       end if;
-      if tg_op <> 'DELETE' and (select sum(pg_column_size(r)) from new_rows r) <= max_bytes then
-        select trumpet.pick_columns(json_agg(r), tg_argv[2]) into new_json from new_rows r;
+      if tg_op <> 'DELETE' then
+        if (select sum(pg_column_size(r)) from new_rows r) <= max_bytes then
+          select trumpet.pick_columns(json_agg(r), tg_argv[2]) into new_json from new_rows r;
+        end if;
       end if;
     exception when program_limit_exceeded or out_of_memory then
       old_json := null;

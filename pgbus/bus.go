@@ -1,0 +1,318 @@
+package pgbus
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/trumpet-realtime/trumpet"
+)
+
+// Sink takes what the bus hears. All calls come from one goroutine, and none may block on
+// a client. Events and slices are never changed after they were given.
+type Sink interface {
+	// Reset says that what follows comes after the given id, and that whatever was held
+	// before is void. It is the first call, and comes again only when the log lost events
+	// that had been given already.
+	Reset(after trumpet.EventID)
+	// Append gives the next events, whole transactions: the last one has More false. A
+	// transaction of more than 16 MiB is given in pieces, as if it were several. Everything up
+	// to head has then been given; head is newer than the last event where a record made none,
+	// and stays where it was for raw notifications, whose events have no id.
+	Append(events []trumpet.Event, head trumpet.EventID)
+	// Live says that the bus hears Postgres and has caught up.
+	Live()
+	// Stale says that it does not hear Postgres any more. It reconnects by itself.
+	Stale()
+}
+
+// Config is what a Bus needs to know. Zero values mean the defaults.
+type Config struct {
+	// ConnString is a URL or keyword/value string, as pgx takes it; libpq's PG* environment
+	// variables fill in the rest. It must reach Postgres itself or a pooler in session mode.
+	ConnString string
+	// Channels are those on which a raw NOTIFY becomes an event without an id; the channel is
+	// the topic. Default: dispatch.
+	Channels []string
+	// Worker names this worker in application_name and answers.
+	Worker string
+	// Heartbeat is how often the listening session is asked for the log's head. Default 2 s.
+	Heartbeat time.Duration
+	// Retention and RetentionBytes bound the log: records older than the one, or standing before
+	// the newest of the other (in bytes as stored), are pruned. Defaults 24 h and 1 GiB.
+	Retention      time.Duration
+	RetentionBytes int64
+	// Answer is what this worker answers when one asks all; nil answers null. At most 4 kB.
+	Answer func() json.RawMessage
+	// Logger; default slog.Default().
+	Logger *slog.Logger
+}
+
+const (
+	defaultHeartbeat      = 2 * time.Second
+	defaultRetention      = 24 * time.Hour
+	defaultRetentionBytes = 1 << 30
+
+	// answerTimeout is how long the listening session may take to answer a heartbeat, and
+	// with it and the interval the time after which a silent connection is noticed.
+	answerTimeout = 8 * time.Second
+	// poolSize bounds the connections for log reads, publishing and answers.
+	poolSize = 4
+	// recentRecords is how far back a worker that starts reads.
+	recentRecords = 1000
+)
+
+func (c Config) withDefaults() Config {
+	if c.Channels == nil {
+		c.Channels = []string{"dispatch"}
+	}
+	if c.Worker == "" {
+		c.Worker = "worker"
+	}
+	if c.Heartbeat == 0 {
+		c.Heartbeat = defaultHeartbeat
+	}
+	if c.Retention == 0 {
+		c.Retention = defaultRetention
+	}
+	if c.RetentionBytes == 0 {
+		c.RetentionBytes = defaultRetentionBytes
+	}
+	if c.Answer == nil {
+		c.Answer = func() json.RawMessage { return json.RawMessage("null") }
+	}
+	if c.Logger == nil {
+		c.Logger = slog.Default()
+	}
+	return c
+}
+
+func (c Config) validate() error {
+	for _, channel := range c.Channels {
+		if len(channel) > 63 {
+			return fmt.Errorf("channel %q: a channel's name has at most 63 bytes", channel)
+		}
+		if err := trumpet.ValidTopic(channel); err != nil {
+			return fmt.Errorf("channel %q: its name is the topic of its events: %w", channel, err)
+		}
+		if channel == channelEvents || channel == channelWake || channel == channelWorkers {
+			return fmt.Errorf("channel %q is Trumpet's own", channel)
+		}
+	}
+	if c.Heartbeat < 100*time.Millisecond || c.Heartbeat > time.Minute {
+		return fmt.Errorf("heartbeat %v: from 100ms to 1m", c.Heartbeat)
+	}
+	if c.Retention < time.Minute {
+		return fmt.Errorf("retention %v: at least 1m, or clients that reconnect cannot go on", c.Retention)
+	}
+	if c.RetentionBytes < 1<<20 {
+		return fmt.Errorf("retention of %d bytes: at least 1 MiB, or clients that reconnect cannot go on", c.RetentionBytes)
+	}
+	return nil
+}
+
+// The channels that every worker hears, beside the configured ones.
+const (
+	channelEvents  = "trumpet"         // what the sequencer notifies
+	channelWake    = "trumpet_wake"    // what writers notify
+	channelWorkers = "trumpet_workers" // questions and answers between workers
+)
+
+// Bus is the connection of one worker to the log. Make it with New, then Run it.
+type Bus struct {
+	config Config
+	conn   *pgx.ConnConfig
+	pool   *pgxpool.Pool
+	sink   Sink
+	log    *slog.Logger
+
+	inbox     *inbox
+	sequencer *sequencer
+	answers   *answers
+	published *published
+
+	secret atomic.Pointer[[]byte] // signs notifications; read at each connect
+	status statusBoard
+}
+
+// New checks the configuration. It does not connect.
+func New(config Config, sink Sink) (*Bus, error) {
+	config = config.withDefaults()
+	if err := config.validate(); err != nil {
+		return nil, err
+	}
+	conn, err := pgx.ParseConfig(config.ConnString)
+	if err != nil {
+		return nil, fmt.Errorf("read database URL: %w", err)
+	}
+	if conn.ConnectTimeout == 0 {
+		conn.ConnectTimeout = 10 * time.Second
+	}
+	b := &Bus{config: config, conn: conn, sink: sink, log: config.Logger}
+	b.inbox = newInbox()
+	b.sequencer = newSequencer(b)
+	b.answers = newAnswers(b)
+	b.published = newPublished()
+	return b, nil
+}
+
+// connConfig is a copy of the connection's configuration under its own application_name,
+// which begins with "trumpet" so that pg_stat_activity shows who is there.
+func (b *Bus) connConfig(role string) *pgx.ConnConfig {
+	c := b.conn.Copy()
+	c.RuntimeParams["application_name"] = "trumpet " + role + " " + b.config.Worker
+	c.RuntimeParams["client_encoding"] = "UTF8"
+	return c
+}
+
+// Run connects and delivers until ctx ends, and then returns nil. It reconnects for ever; it
+// returns an error only for what trying again cannot mend: a wrong password, no such
+// database, a missing schema, a pooler that swallows notifications.
+func (b *Bus) Run(ctx context.Context) error {
+	poolConfig, err := pgxpool.ParseConfig(b.config.ConnString)
+	if err != nil {
+		return fmt.Errorf("read database URL: %w", err)
+	}
+	poolConfig.ConnConfig = b.connConfig("pool")
+	// No cached prepared statements: they would break when a migration changes a function.
+	poolConfig.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeExec
+	poolConfig.MaxConns = poolSize
+	poolConfig.MinConns = 0
+	// At rest nothing is asked of Postgres, health checks included.
+	poolConfig.HealthCheckPeriod = time.Hour
+	poolConfig.MaxConnIdleTime = time.Hour
+	if b.pool, err = pgxpool.NewWithConfig(ctx, poolConfig); err != nil {
+		return fmt.Errorf("open pool: %w", err)
+	}
+	defer b.pool.Close()
+	b.status.running(b.pool)
+	defer b.status.running(nil)
+
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return b.listen(ctx) })
+	group.Go(func() error { return newDeliverer(b).run(ctx) })
+	group.Go(func() error { return b.sequencer.run(ctx) })
+	group.Go(func() error { return b.answers.run(ctx) })
+	err = group.Wait()
+	if errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+// Status is what a bus knows of itself.
+type Status struct {
+	Connected  bool            // the listening session is up and has caught up
+	Head       trumpet.EventID // everything up to here was given to the sink
+	LastHeard  time.Time       // when the listening session last heard anything, heartbeats included
+	Sequencing bool            // this worker has sequencer duty
+
+	Reconnects int64 // of the listening session
+	Events     int64 // given to the sink
+	Steps      int64 // of the sequencer, by this worker
+	Sequenced  int64 // records that this worker gave a position
+	Gaps       int64 // times that positions were missing and were read from the log
+	LogReads   int64 // pages read from the log
+	Forged     int64 // notifications without a valid signature, dropped
+	Malformed  int64 // signed ones that could not be read; the log was read instead
+	Dropped    int64 // raw notifications that found the inbox full, or were no valid event
+	Pruned     int64 // records that this worker pruned
+}
+
+// statusBoard is the Status that several goroutines write.
+type statusBoard struct {
+	mu        sync.Mutex
+	pool      *pgxpool.Pool
+	head      trumpet.EventID
+	connected atomic.Bool
+	duty      atomic.Bool
+	lastHeard atomic.Int64 // Unix nanoseconds
+
+	reconnects, events, steps, sequenced, gaps, logReads, forged, malformed, dropped, pruned atomic.Int64
+}
+
+func (s *statusBoard) running(pool *pgxpool.Pool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.pool = pool
+}
+
+func (s *statusBoard) setHead(head trumpet.EventID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.head = head
+}
+
+func (s *statusBoard) position() int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.head.Position
+}
+
+func (s *statusBoard) heard() { s.lastHeard.Store(time.Now().UnixNano()) }
+
+// Status returns the present state. It may be called at any time.
+func (b *Bus) Status() Status {
+	s := &b.status
+	s.mu.Lock()
+	head := s.head
+	s.mu.Unlock()
+	status := Status{
+		Connected:  s.connected.Load(),
+		Head:       head,
+		Sequencing: s.duty.Load(),
+		Reconnects: s.reconnects.Load(),
+		Events:     s.events.Load(),
+		Steps:      s.steps.Load(),
+		Sequenced:  s.sequenced.Load(),
+		Gaps:       s.gaps.Load(),
+		LogReads:   s.logReads.Load(),
+		Forged:     s.forged.Load(),
+		Malformed:  s.malformed.Load(),
+		Dropped:    s.dropped.Load(),
+		Pruned:     s.pruned.Load(),
+	}
+	if nanos := s.lastHeard.Load(); nanos != 0 {
+		status.LastHeard = time.Unix(0, nanos)
+	}
+	return status
+}
+
+// errNotRunning is what calls get that come before Run has begun or after it has ended.
+var errNotRunning = errors.New("the bus is not running")
+
+// acquire gives a connection of the pool.
+func (b *Bus) acquire(ctx context.Context) (*pgxpool.Conn, error) {
+	b.status.mu.Lock()
+	pool := b.status.pool
+	b.status.mu.Unlock()
+	if pool == nil {
+		return nil, errNotRunning
+	}
+	return pool.Acquire(ctx)
+}
+
+// mendable reports whether connecting again can help. It asks the SQLSTATE.
+func mendable(err error) bool {
+	var pg *pgconn.PgError
+	if !errors.As(err, &pg) {
+		return true
+	}
+	switch pg.Code {
+	case "28P01", "28000", // invalid password, invalid authorization
+		"3D000", // no such database
+		"42501": // insufficient privilege
+		return false
+	}
+	return true
+}

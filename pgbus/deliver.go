@@ -1,0 +1,290 @@
+package pgbus
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/trumpet-realtime/trumpet"
+)
+
+// deliverer turns arrivals into calls of the sink. Its state is one goroutine's.
+type deliverer struct {
+	bus       *Bus
+	collected *collector
+	started   bool            // the sink was Reset once
+	last      trumpet.EventID // the newest record taken, given on or collected
+	listening bool
+	lagging   bool  // the log must be read up to target before anything else
+	target    int64 // the highest position known to be in the log
+	heartbeat int64 // the head that the last heartbeat told of
+	forged    bool  // one forged notification was logged
+}
+
+func newDeliverer(b *Bus) *deliverer {
+	d := &deliverer{bus: b}
+	d.collected = newCollector(func(events []trumpet.Event, head trumpet.EventID) {
+		b.status.events.Add(int64(len(events)))
+		b.sink.Append(events, head)
+		b.status.setHead(head)
+	})
+	return d
+}
+
+// retryPause is how long to wait before a failed read of the log is tried again.
+const retryPause = 250 * time.Millisecond
+
+func (d *deliverer) run(ctx context.Context) error {
+	for {
+		arrivals, overflow, err := d.bus.inbox.take(ctx)
+		if err != nil {
+			return err
+		}
+		for i := range arrivals {
+			if err := d.take(ctx, &arrivals[i]); err != nil {
+				return err
+			}
+		}
+		if overflow {
+			d.bus.log.Warn("inbox full, reading from the log instead")
+			d.bus.status.gaps.Add(1)
+			if err := d.askHeadAndCatchUp(ctx); err != nil {
+				return err
+			}
+		}
+		d.collected.flush()
+	}
+}
+
+func (d *deliverer) take(ctx context.Context, a *arrival) error {
+	switch {
+	case a.connected != nil:
+		d.listening = true
+		return d.connected(ctx, a.connected.id)
+	case a.disconnected:
+		d.listening = false
+		d.collected.flush()
+		if d.bus.status.connected.Swap(false) {
+			d.bus.sink.Stale()
+		}
+		return nil
+	case a.heartbeat != nil:
+		// The notifications of what this heartbeat saw may still be on their way; those of what
+		// the one before saw cannot be.
+		missed := d.heartbeat > d.last.Position
+		d.heartbeat = a.heartbeat.id.Position
+		if !missed {
+			return nil
+		}
+		d.bus.status.gaps.Add(1)
+		return d.catchUp(ctx, d.heartbeat)
+	case a.channel == channelEvents:
+		return d.signed(ctx, a.payload)
+	default:
+		d.raw(a.channel, a.payload)
+		return nil
+	}
+}
+
+// connected begins, or goes on after the listening session was lost. What came meanwhile is in
+// the log.
+func (d *deliverer) connected(ctx context.Context, head trumpet.EventID) error {
+	if !d.started {
+		after, err := d.recent(ctx)
+		if err != nil {
+			return err
+		}
+		d.reset(after)
+	} else {
+		// What was collected of an unfinished transaction is read again with its rest.
+		d.collected.drop()
+		d.last = d.bus.Status().Head
+	}
+	d.heartbeat = 0
+	if err := d.catchUp(ctx, head.Position); err != nil {
+		return err
+	}
+	d.bus.status.connected.Store(true)
+	d.bus.sink.Live()
+	return nil
+}
+
+func (d *deliverer) reset(after trumpet.EventID) {
+	d.started = true
+	d.collected.drop()
+	d.last = after
+	d.bus.sink.Reset(after)
+	d.bus.status.setHead(after)
+}
+
+// recent returns where a worker that starts begins to read.
+func (d *deliverer) recent(ctx context.Context) (trumpet.EventID, error) {
+	var id trumpet.EventID
+	err := d.persist(ctx, "read recent position", func(ctx context.Context) error {
+		conn, err := d.bus.acquire(ctx)
+		if err != nil {
+			return err
+		}
+		defer conn.Release()
+		var tag int32
+		row := conn.QueryRow(ctx, "select position, last_ordinal, tag from trumpet.recent($1::int)", recentRecords)
+		if err := row.Scan(&id.Position, &id.Ordinal, &tag); err != nil {
+			return err
+		}
+		id.Tag = uint32(tag)
+		return nil
+	})
+	return id, err
+}
+
+// persist repeats a read until it succeeds or ctx ends. Nothing could be delivered in its place.
+func (d *deliverer) persist(ctx context.Context, what string, read func(context.Context) error) error {
+	logged := false
+	for {
+		tryCtx, cancel := context.WithTimeout(ctx, 30*time.Second)
+		err := read(tryCtx)
+		cancel()
+		if err == nil || errors.Is(err, trumpet.ErrPruned) || errors.Is(err, trumpet.ErrUnknownID) {
+			return err
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if !logged {
+			d.bus.log.Warn("cannot read the log, trying again", "what", what, "error", err)
+			logged = true
+		}
+		if err := sleep(ctx, jitter(retryPause)); err != nil {
+			return err
+		}
+	}
+}
+
+// catchUp reads the log until target was taken.
+func (d *deliverer) catchUp(ctx context.Context, target int64) error {
+	checked := false
+	for d.last.Position < target || !checked {
+		// The first read also proves that the log still has what was given last, even
+		// where nothing newer is in it.
+		checked = true
+		var records []record
+		err := d.persist(ctx, "catch up", func(ctx context.Context) error {
+			var err error
+			records, err = d.bus.readRecords(ctx, d.last, max(target, d.last.Position))
+			return err
+		})
+		switch {
+		case errors.Is(err, trumpet.ErrPruned) || errors.Is(err, trumpet.ErrUnknownID):
+			d.bus.log.Error("the log does not go on from where this worker was; clients get a reset", "position", d.last.Position, "error", err)
+			after, err := d.recent(ctx)
+			if err != nil {
+				return err
+			}
+			d.reset(after)
+			continue
+		case err != nil:
+			return err
+		case len(records) == 0:
+			return nil
+		}
+		for i := range records {
+			if err := d.accept(&records[i]); err != nil {
+				return err
+			}
+		}
+		d.collected.flush()
+	}
+	return nil
+}
+
+func (d *deliverer) askHeadAndCatchUp(ctx context.Context) error {
+	var position int64
+	err := d.persist(ctx, "read head", func(ctx context.Context) error {
+		conn, err := d.bus.acquire(ctx)
+		if err != nil {
+			return err
+		}
+		defer conn.Release()
+		return conn.QueryRow(ctx, "select position from trumpet.head()").Scan(&position)
+	})
+	if err != nil {
+		return err
+	}
+	return d.catchUp(ctx, position)
+}
+
+// signed takes what the sequencer notified: lines, each a record, a stub, or a position up to
+// which to read.
+func (d *deliverer) signed(ctx context.Context, payload string) error {
+	body, err := verify(*d.bus.secret.Load(), payload)
+	if err != nil {
+		d.bus.status.forged.Add(1)
+		if !d.forged {
+			d.forged = true
+			d.bus.log.Warn("dropped a notification that no sequencer signed; further ones are only counted", "channel", channelEvents, "bytes", len(payload))
+		}
+		return nil
+	}
+	for line := range strings.Lines(body) {
+		r, err := parseLine(bytes.TrimSuffix([]byte(line), []byte{'\n'}))
+		switch {
+		case err != nil:
+			// A newer sequencer may write what this one cannot read; the log then says the same,
+			// and the error comes up there.
+			d.bus.status.malformed.Add(1)
+			d.bus.log.Error("cannot read a line of the sequencer", "error", err)
+			if err := d.askHeadAndCatchUp(ctx); err != nil {
+				return err
+			}
+		case r.position <= d.last.Position: // known
+		case r.stub || r.upTo:
+			if err := d.catchUp(ctx, r.position); err != nil {
+				return err
+			}
+		case r.position > d.last.Position+1:
+			d.bus.status.gaps.Add(1)
+			if err := d.catchUp(ctx, r.position); err != nil {
+				return err
+			}
+		default:
+			if err := d.accept(&r); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// accept takes the next record in order.
+func (d *deliverer) accept(r *record) error {
+	if err := d.collected.add(r, d.last); err != nil {
+		return fmt.Errorf("make events: %w", err)
+	}
+	d.last = r.lastID()
+	if r.op == trumpet.OpBroadcast {
+		d.bus.published.seenRecord(r.id, d.last)
+	}
+	return nil
+}
+
+// raw takes a NOTIFY that somebody sent on one of the configured channels. A JSON object or
+// array is given as such, any other text as a JSON string.
+func (d *deliverer) raw(channel, payload string) {
+	data := json.RawMessage(payload)
+	trimmed := strings.TrimLeft(payload, " \t\r\n")
+	if trimmed == "" || trimmed[0] != '{' && trimmed[0] != '[' || !json.Valid(data) {
+		var err error
+		if data, err = json.Marshal(payload); err != nil {
+			d.bus.status.dropped.Add(1)
+			return
+		}
+	}
+	d.collected.flush()
+	head := d.bus.Status().Head
+	d.bus.status.events.Add(1)
+	d.bus.sink.Append([]trumpet.Event{{Topic: channel, Op: trumpet.OpBroadcast, At: time.Now().UTC(), Data: data}}, head)
+}

@@ -1,0 +1,321 @@
+package pgbus
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// sequencer runs trumpet.sequence() on one worker of all: the one whose session holds the
+// duty lock. Postgres frees the lock as soon as that session ends, however it ends.
+//
+// It sleeps until it is told to look: by a wake-up (a committing writer notified, because
+// nobody held the wake-up lock), or by a heartbeat that saw records without a position.
+//
+// When may it sleep? A writer B that did not notify failed to get the wake-up lock, so it had
+// its transaction id by then. Either another writer A held the lock, whose notification comes
+// after B's try; or this sequencer held it, and lets it go after B's try. So a snapshot taken
+// after the notification, or after letting go, shows B as finished, and then this step
+// takes its record, or as in progress. In the latter case B is committing right now; the
+// sequencer goes on stepping, with growing pauses, until those transactions are gone or a
+// second has passed. What is still not found then (a commit that waits for a synchronous
+// replica) is found by a heartbeat.
+//
+// Under load it holds the wake-up lock itself, and no writer notifies at all.
+type sequencer struct {
+	bus  *Bus
+	soon chan struct{} // one slot: a wake-up was heard
+	now  chan struct{} // one slot: records are known to wait
+}
+
+const (
+	// graceForHolder is how long a worker without duty waits, after a wake-up, for whoever has it.
+	graceForHolder = 150 * time.Millisecond
+	// dutyRetry is the shortest time between two attempts to take the duty.
+	dutyRetry = time.Second
+	// watchFor and watchLongFor bound how long transactions in progress keep the sequencer
+	// awake; the latter is for those that outlived a watch already.
+	watchFor     = time.Second
+	watchLongFor = 100 * time.Millisecond
+	// stepPauseMin and stepPauseMax bound the pause between steps under load. It is as long as
+	// the step before took, so sequencing takes half of one processor at most.
+	stepPauseMin = time.Millisecond
+	stepPauseMax = 10 * time.Millisecond
+	// pollInterval is for databases where trumpet.wake is off.
+	pollInterval = 50 * time.Millisecond
+	// stepTimeout bounds one step; a backlog of a million records takes some ten seconds.
+	stepTimeout = 5 * time.Minute
+)
+
+func newSequencer(b *Bus) *sequencer {
+	return &sequencer{bus: b, soon: make(chan struct{}, 1), now: make(chan struct{}, 1)}
+}
+
+func (s *sequencer) lookSoon() { poke(s.soon) }
+func (s *sequencer) lookNow()  { poke(s.now) }
+
+func poke(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+func (s *sequencer) run(ctx context.Context) error {
+	for {
+		lastTry := time.Now()
+		if err := s.serve(ctx); err != nil && ctx.Err() == nil {
+			s.bus.log.Warn("sequencer's session lost", "error", err)
+		}
+		s.bus.status.duty.Store(false)
+		if err := s.standBy(ctx, lastTry); err != nil {
+			return err
+		}
+	}
+}
+
+// standBy waits until it seems that nobody has the duty: records are known to wait, or a
+// wake-up was heard and brought nothing.
+func (s *sequencer) standBy(ctx context.Context, lastTry time.Time) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-s.now:
+		case <-s.soon:
+			before := s.bus.status.position()
+			if err := sleep(ctx, jitter(graceForHolder)); err != nil {
+				return err
+			}
+			if s.bus.status.position() != before {
+				continue
+			}
+		}
+		return sleep(ctx, jitter(dutyRetry)-time.Since(lastTry))
+	}
+}
+
+// serve tries to get the duty and, if it does, has it until its session ends. Without the duty it
+// makes one step all the same: whoever has it may be frozen.
+func (s *sequencer) serve(ctx context.Context) error {
+	connectCtx, cancel := context.WithTimeout(ctx, s.bus.conn.ConnectTimeout)
+	defer cancel()
+	config := s.bus.connConfig("sequencer")
+	config.DefaultQueryExecMode = pgx.QueryExecModeExec
+	conn, err := pgx.ConnectConfig(connectCtx, config)
+	if err != nil {
+		return fmt.Errorf("connect: %w", err)
+	}
+	defer closeConn(conn.PgConn())
+	if _, err := conn.PgConn().Exec(connectCtx, `set tcp_user_timeout = '10s'; set statement_timeout = 0;
+		select set_config('idle_session_timeout', '0', false)`).ReadAll(); err != nil {
+		return fmt.Errorf("set up session: %w", err)
+	}
+	var restarted, polling, duty bool
+	row := conn.QueryRow(connectCtx, `select trumpet.verify_cluster(), coalesce(current_setting('trumpet.wake', true) = 'off', false),
+		pg_try_advisory_lock(1953656176, 3)`)
+	if err := row.Scan(&restarted, &polling, &duty); err != nil {
+		return fmt.Errorf("take duty: %w", err)
+	}
+	if restarted {
+		s.bus.log.Warn("this database came from another cluster: the log begins again, clients get a reset")
+	}
+	d := &dutyHolder{bus: s.bus, conn: conn, outlived: make(map[uint64]bool)}
+	if !duty {
+		_, _, err := d.step(ctx, false)
+		return err
+	}
+	s.bus.log.Info("sequencing", "polling", polling)
+	s.bus.status.duty.Store(true)
+	return s.hold(ctx, d, polling)
+}
+
+// hold steps and sleeps until the session or ctx ends.
+func (s *sequencer) hold(ctx context.Context, d *dutyHolder, polling bool) error {
+	poll := make(<-chan time.Time)
+	if polling {
+		ticker := time.NewTicker(pollInterval)
+		defer ticker.Stop()
+		poll = ticker.C
+	}
+	prune := pruner{bus: s.bus, conn: d.conn}
+	pruneTimer := time.NewTimer(0)
+	defer pruneTimer.Stop()
+	for {
+		stepped, err := d.stepUntilQuiet(ctx, s.soon)
+		if err != nil {
+			return err
+		}
+		if stepped {
+			prune.sequenced(pruneTimer)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-s.soon:
+		case <-s.now:
+		case <-poll:
+		case <-pruneTimer.C:
+			if err := prune.run(ctx, pruneTimer); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// dutyHolder is the session that has the duty.
+type dutyHolder struct {
+	bus      *Bus
+	conn     *pgx.Conn
+	holding  bool            // the wake-up lock
+	outlived map[uint64]bool // transactions that were in progress through a whole watch
+}
+
+// stepUntilQuiet steps until there is nothing to sequence and nothing that may be committing
+// unheard. It reports whether any record got a position.
+func (d *dutyHolder) stepUntilQuiet(ctx context.Context, soon <-chan struct{}) (stepped bool, err error) {
+	productive := 0
+	for {
+		began := time.Now()
+		sequenced, inProgress, err := d.step(ctx, productive > 0)
+		if err != nil {
+			return stepped, err
+		}
+		if sequenced > 0 {
+			stepped = true
+			productive++
+			if !d.holding && len(inProgress) == 0 {
+				return stepped, nil
+			}
+			if err := sleep(ctx, min(max(time.Since(began), stepPauseMin), stepPauseMax)); err != nil {
+				return stepped, err
+			}
+			continue
+		}
+		productive = 0
+		if d.holding {
+			if err := d.letGo(ctx); err != nil {
+				return stepped, err
+			}
+			continue // with a snapshot from after that
+		}
+		found, err := d.watch(ctx, inProgress, soon)
+		if err != nil || !found {
+			return stepped, err
+		}
+		stepped = true
+		productive++
+	}
+}
+
+// watch steps while any of the transactions is in progress, for a bounded time, and reports
+// whether it found records.
+func (d *dutyHolder) watch(ctx context.Context, transactions []uint64, soon <-chan struct{}) (found bool, err error) {
+	bound := watchLongFor
+	for _, xid := range transactions {
+		if !d.outlived[xid] {
+			bound = watchFor
+		}
+	}
+	began := time.Now()
+	pause := time.Millisecond
+	for len(transactions) > 0 && time.Since(began) < bound {
+		timer := time.NewTimer(pause)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return false, ctx.Err()
+		case <-soon:
+			timer.Stop()
+		case <-timer.C:
+		}
+		pause = min(2*pause, 250*time.Millisecond)
+		sequenced, inProgress, err := d.step(ctx, false)
+		if err != nil {
+			return false, err
+		}
+		if sequenced > 0 {
+			return true, nil
+		}
+		transactions = intersection(transactions, inProgress)
+	}
+	clear(d.outlived)
+	for _, xid := range transactions {
+		d.outlived[xid] = true
+	}
+	return false, nil
+}
+
+func intersection(a, b []uint64) []uint64 {
+	in := make(map[uint64]bool, len(b))
+	for _, x := range b {
+		in[x] = true
+	}
+	var both []uint64
+	for _, x := range a {
+		if in[x] {
+			both = append(both, x)
+		}
+	}
+	return both
+}
+
+// step makes one step. hold asks for the wake-up lock with it, so that writers need not
+// notify while this session is awake; it is not waited for.
+func (d *dutyHolder) step(ctx context.Context, hold bool) (sequenced int64, inProgress []uint64, err error) {
+	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
+	defer cancel()
+	query := "select sequenced, snapshot::text, false from trumpet.sequence()"
+	if hold && !d.holding {
+		query = "select sequenced, snapshot::text, pg_try_advisory_lock(1953656176, 1) from trumpet.sequence()"
+	}
+	var (
+		snapshot string
+		held     bool
+	)
+	if err := d.conn.QueryRow(ctx, query).Scan(&sequenced, &snapshot, &held); err != nil {
+		return 0, nil, fmt.Errorf("sequence: %w", err)
+	}
+	d.holding = d.holding || held
+	d.bus.status.steps.Add(1)
+	if sequenced > 0 {
+		d.bus.status.sequenced.Add(sequenced)
+	}
+	inProgress, err = parseSnapshot(snapshot)
+	return sequenced, inProgress, err
+}
+
+func (d *dutyHolder) letGo(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
+	defer cancel()
+	if _, err := d.conn.Exec(ctx, "select pg_advisory_unlock(1953656176, 1)"); err != nil {
+		return fmt.Errorf("let wake-up lock go: %w", err)
+	}
+	d.holding = false
+	return nil
+}
+
+// parseSnapshot returns the transactions in progress in a pg_snapshot's text, xmin:xmax:xip,…
+// (PostgreSQL manual, 9.27.8).
+func parseSnapshot(text string) ([]uint64, error) {
+	parts := strings.Split(text, ":")
+	if len(parts) != 3 {
+		return nil, fmt.Errorf("snapshot %q is not xmin:xmax:xip", text)
+	}
+	if parts[2] == "" {
+		return nil, nil
+	}
+	var xids []uint64
+	for part := range strings.SplitSeq(parts[2], ",") {
+		xid, err := strconv.ParseUint(part, 10, 64)
+		if err != nil {
+			return nil, fmt.Errorf("snapshot %q: %w", text, err)
+		}
+		xids = append(xids, xid)
+	}
+	return xids, nil
+}

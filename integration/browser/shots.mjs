@@ -64,7 +64,8 @@ try {
   for (const { page, label } of open) {
     const file = path.join(values.out, `${label}.png`);
     await page.bringToFront();
-    await page.waitForTimeout(900); // a card may be on its way
+    await page.waitForTimeout(1500); // what came while the page was behind another
+    await page.waitForFunction(() => !document.querySelector('.flying'));
     await page.screenshot({ path: file });
     console.log(file);
   }

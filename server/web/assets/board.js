@@ -3,9 +3,9 @@
 
 import { connect } from '../client.js';
 import {
-  announce, badge, byId, el, everySecond, formatAge, formatNumber, keyOf, messageOf, problemOf, say, stateLoader, workerLinks,
+  announce, badge, byId, everySecond, formatAge, formatNumber, keyOf, messageOf, problemOf, say, stateLoader, workerLinks,
 } from './page.js';
-import { LANES, lanes } from './lanes.js';
+import { lanes } from './lanes.js';
 
 /** @type {Map<string, any>} */ const jobs = new Map();
 /** @type {Map<any, any>} */ const customers = new Map();
@@ -28,6 +28,7 @@ function redraw() {
     draw(jobs, customers, wanted, quiet);
     quiet = false;
     const open = [...jobs.values()].filter((j) => j.status !== 'done' && j.status !== 'cancelled').length;
+    byId('summary').toggleAttribute('data-some', jobs.size > 0);
     say(byId('summary'), jobs.size ? `${formatNumber(open)} open of ${formatNumber(jobs.size)} jobs`
       : known ? 'No jobs yet. Cards appear here as rows change.' : '');
   });
@@ -169,14 +170,5 @@ filter.addEventListener('input', () => {
   quiet = true;
   redraw();
 });
-
-// On a phone one lane fills the screen: a row of signs shows them all and leads there.
-byId('lanes').before(el('nav.lane-nav', { 'aria-label': 'Lanes' }, ...LANES.map((lane) => {
-  const button = el('button', { type: 'button', 'data-status': lane.status }, lane.title);
-  button.addEventListener('click', () => {
-    document.querySelector(`.lane[data-status="${lane.status}"]`)?.scrollIntoView({ inline: 'start', block: 'nearest' });
-  });
-  return button;
-})));
 
 redraw();

@@ -9,7 +9,7 @@ import {
 import { dial, LANES } from './lanes.js';
 
 const WINDOW = 5 * 60_000; // what a sparkline shows
-const FEED = 14;
+const FEED = 14; // rows; the sheet keeps their place free
 
 /** One big number with a sparkline. */
 function figure(name, title, format) {
@@ -35,7 +35,9 @@ function figure(name, title, format) {
     if (!width || !points.length) return;
     const from = Math.max(t - WINDOW, points[0].t), span = Math.max(t - from, 1000);
     const all = points.map((p) => p.v);
-    const low = Math.min(...all), high = Math.max(...all), range = high - low;
+    const low = Math.min(...all), high = Math.max(...all);
+    // One job more among a hundred is a small step, and should look like one.
+    const range = Math.max(high - low, baseline ? Math.abs(high) * 0.03 : 0);
     const right = width - 14, top = 10, bottom = height - 12;
     const x = (at) => (right * (Math.max(at, from) - from)) / span;
     const y = (v) => (range ? bottom - ((v - low) / range) * (bottom - top) : bottom);
@@ -106,11 +108,9 @@ function count(event) {
   const key = keyOf(event);
   if (event.op === 'truncate') {
     known.clear();
-    if (event.topic === 'jobs') {
-      byStatus.clear();
-      figures.jobs.set(0);
-      figures.revenue.set(0);
-    } else figures.customers.set(0);
+    const emptied = event.topic === 'jobs' ? [figures.jobs, figures.revenue] : [figures.customers];
+    if (event.topic === 'jobs') byStatus.clear();
+    for (const f of emptied) baseline ? f.set(0) : f.reset(0);
     return;
   }
   if (event.op === 'bulk') {
@@ -121,10 +121,9 @@ function count(event) {
     }
     return;
   }
-  // The row before: as this page knows it, else as the event tells it.
-  const told = event.op === 'insert' || (baseline && event.op !== 'delete') ? undefined
-    : event.op === 'delete' ? event.old : { ...event.new, ...event.old };
-  const before = known.get(key) ?? (baseline ? undefined : told);
+  // The row before: as this page knows it, else, without a baseline, as the event tells it.
+  const before = known.get(key) ?? (baseline || event.op === 'insert' ? undefined
+    : event.op === 'delete' ? event.old : { ...event.new, ...event.old });
   const after = event.op === 'delete' ? undefined : event.new;
   replace(event.topic, before, after);
   if (after) known.set(key, after);
@@ -134,8 +133,9 @@ function count(event) {
 function drawBasis() {
   const at = formatClock(since);
   say(byId('basis'), baseline
-    ? `Totals as the application gave them at ${at}, and counted from events since. Live queries will keep them exact.`
+    ? `Totals from the application at ${at}, counted from events since; totals come with live queries.`
     : `Counted from events since ${at}; totals come with live queries.`);
+  say(byId('flow-title'), baseline ? 'Where the jobs stand' : 'How the jobs moved');
   byId('notice').hidden = !uncounted;
   say(byId('notice'), uncounted ? `Bulk statements touched ${formatNumber(uncounted)} rows that are not counted here.` : '');
 }
@@ -156,6 +156,26 @@ function drawFlow() {
     say(f.n, baseline || n <= 0 ? formatNumber(n).replace('-', '−') : `+${formatNumber(n)}`);
   }
 }
+
+// The pace: events in bars of five seconds, over the same window as the sparklines.
+const STEP = 5000, BARS = WINDOW / STEP;
+/** @type {Map<number, number>} */ const pace = new Map();
+function drawPace() {
+  const root = byId('pace'), { width, height } = root.getBoundingClientRect();
+  if (!width) return;
+  const current = Math.floor(Date.now() / STEP), each = width / BARS;
+  for (const at of pace.keys()) if (at <= current - BARS) pace.delete(at);
+  const most = Math.max(4, ...pace.values());
+  const bars = [...pace].map(([at, n]) => svg('rect', {
+    x: ((at - current + BARS - 1) * each).toFixed(1), width: Math.max(1, each - 1.5).toFixed(1), rx: 1.5,
+    y: (height - (n / most) * height).toFixed(1), height: ((n / most) * height).toFixed(1),
+  }));
+  root.replaceChildren(svg('line', { x1: 0, x2: width, y1: height, y2: height }), ...bars);
+  const total = [...pace.values()].reduce((a, b) => a + b, 0);
+  say(byId('pace-note'), `${formatNumber(total)} ${total === 1 ? 'event' : 'events'} in the last 5 minutes`);
+}
+new ResizeObserver(drawPace).observe(byId('pace'));
+everySecond(drawPace);
 
 // The feed.
 let fed = 0;
@@ -219,6 +239,8 @@ status.follow(connect({
   transport: 'sse',
   topics: ['jobs', 'customers', 'dispatch'],
   onEvent(event) {
+    const at = Math.floor(Date.now() / STEP);
+    pace.set(at, (pace.get(at) ?? 0) + 1);
     feed(event);
     if (event.op === 'broadcast') {
       if (event.topic === 'dispatch') announce(`Broadcast: ${messageOf(event.data)}`);

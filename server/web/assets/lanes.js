@@ -54,12 +54,11 @@ function fill(card, job, customer) {
       priority === 1 ? el('span.priority', { 'data-priority': 1, title: 'Priority 1' }, 'P1')
         : priority === 2 ? el('span.priority', { 'data-priority': 2, title: 'Priority 2' }, 'P2') : null),
     el('p.card-who', {}, [customer?.name, customer?.city].filter(Boolean).join(', ') || (job.customer_id ? `Customer ${job.customer_id}` : '')),
-    job.address ? el('p.card-where', {}, String(job.address)) : null,
+    el('div.card-where', {}, el('p', {}, String(job.address ?? '')), when ? el('time', { datetime: job.scheduled_for }, when) : null),
     el('div.card-foot', {},
       job.technician
         ? el('span.technician', {}, avatar(String(job.technician)), el('span', {}, String(job.technician)))
         : el('span.technician.nobody', {}, 'Unassigned'),
-      when ? el('time', { datetime: job.scheduled_for }, when) : null,
       job.price === null || job.price === undefined ? null : el('span.price', {}, formatPrice(toCents(job.price)))),
   ].filter(Boolean));
 }
@@ -99,6 +98,18 @@ export function lanes(root) {
     root.append(section);
     return column;
   });
+
+  // On a phone one lane fills the screen: a row of signs counts them all and leads there.
+  const signs = el('nav.lane-nav', { 'aria-label': 'Lanes' });
+  for (const column of columns) {
+    column.sign = el('span', {}, '0');
+    const button = el('button', { type: 'button', 'data-status': column.status }, column.title, ' ', column.sign);
+    button.addEventListener('click', () => {
+      column.section.scrollIntoView({ inline: 'start', block: 'nearest', behavior: still.matches ? 'auto' : 'smooth' });
+    });
+    signs.append(button);
+  }
+  root.before(signs);
 
   // One card of the board takes Tab; the arrow keys go on from there.
   let focusable = null;
@@ -174,6 +185,7 @@ export function lanes(root) {
       const order = column.share === 1 || column.share < 0 ? byChange : byDue;
       here.sort((a, b) => order(a[1], b[1]));
       say(column.count, String(here.length));
+      say(column.sign, String(here.length));
       column.empty.hidden = here.length > 0;
       column.rest.hidden = here.length <= SHOWN;
       say(column.rest, here.length > SHOWN ? `and ${here.length - SHOWN} more` : '');

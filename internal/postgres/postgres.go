@@ -28,7 +28,10 @@ import (
 )
 
 // superuser owns everything in a private server.
-const superuser = "trumpet"
+//
+// It must not be called trumpet: with Postgres's default search_path, "$user", public, all that
+// such a role creates without naming a schema lands in schema trumpet.
+const superuser = "postgres"
 
 // startTimeout bounds a start when the caller's context does not.
 const startTimeout = time.Minute

@@ -30,24 +30,24 @@ declare
 begin
   -- The short way, one statement: few rows, each at most 2000 bytes as stored, that is
   -- without large values. However well they are compressed, their text stays below the
-  -- 1 GB at which Postgres gives up.
+  -- 1 GB at which Postgres gives up. "r.*" is the row even where a column is called r.
   case tg_op
   when 'INSERT' then
     insert into trumpet.record (topic, op, rows, key, after)
     select tg_argv[0], 'insert', w.n, tg_argv[1]::text[],
            case when all_columns then w.rows else trumpet.pick_columns(w.rows, tg_argv[2]) end
-      from (select count(*) as n, bool_and(q.small) as small, json_agg(q.r) filter (where q.small) as rows
-              from (select r, pg_column_size(r) <= 2000 as small from new_rows r limit max_rows + 1) q) w
+      from (select count(*) as n, bool_and(q.json is not null) as small, json_agg(q.json) as rows
+              from (select case when pg_column_size(r.*) <= 2000 then row_to_json(r.*) end as json from new_rows r limit max_rows + 1) q) w
      where w.small and w.n <= max_rows and octet_length(w.rows::text) <= max_bytes;
   when 'UPDATE' then
     insert into trumpet.record (topic, op, rows, key, before, after)
     select tg_argv[0], 'update', u.n, tg_argv[1]::text[], u.before, u.after
       from (select w.n, case when all_columns then o.rows else trumpet.pick_columns(o.rows, tg_argv[2]) end as before,
                    case when all_columns then w.rows else trumpet.pick_columns(w.rows, tg_argv[2]) end as after
-              from (select count(*) as n, bool_and(q.small) as small, json_agg(q.r) filter (where q.small) as rows
-                      from (select r, pg_column_size(r) <= 2000 as small from new_rows r limit max_rows + 1) q) w,
-                   (select bool_and(q.small) as small, json_agg(q.r) filter (where q.small) as rows
-                      from (select r, pg_column_size(r) <= 2000 as small from old_rows r limit max_rows + 1) q) o
+              from (select count(*) as n, bool_and(q.json is not null) as small, json_agg(q.json) as rows
+                      from (select case when pg_column_size(r.*) <= 2000 then row_to_json(r.*) end as json from new_rows r limit max_rows + 1) q) w,
+                   (select bool_and(q.json is not null) as small, json_agg(q.json) as rows
+                      from (select case when pg_column_size(r.*) <= 2000 then row_to_json(r.*) end as json from old_rows r limit max_rows + 1) q) o
              where w.small and o.small and w.n <= max_rows
                and octet_length(w.rows::text) + octet_length(o.rows::text) <= max_bytes
             offset 0) u
@@ -56,8 +56,8 @@ begin
     insert into trumpet.record (topic, op, rows, key, before)
     select tg_argv[0], 'delete', o.n, tg_argv[1]::text[],
            case when all_columns then o.rows else trumpet.pick_columns(o.rows, tg_argv[2]) end
-      from (select count(*) as n, bool_and(q.small) as small, json_agg(q.r) filter (where q.small) as rows
-              from (select r, pg_column_size(r) <= 2000 as small from old_rows r limit max_rows + 1) q) o
+      from (select count(*) as n, bool_and(q.json is not null) as small, json_agg(q.json) as rows
+              from (select case when pg_column_size(r.*) <= 2000 then row_to_json(r.*) end as json from old_rows r limit max_rows + 1) q) o
      where o.small and o.n <= max_rows and octet_length(o.rows::text) <= max_bytes;
   when 'TRUNCATE' then
     perform trumpet.capture_truncate(tg_argv[0], tg_argv[5] = 'partition');
@@ -79,13 +79,13 @@ begin
   if n <= max_rows then
     begin
       if tg_op <> 'INSERT' then
-        if (select sum(pg_column_size(r)) from old_rows r) <= max_bytes then
-          select trumpet.pick_columns(json_agg(r), tg_argv[2]) into old_json from old_rows r;
+        if (select sum(pg_column_size(r.*)) from old_rows r) <= max_bytes then
+          select trumpet.pick_columns(json_agg(row_to_json(r.*)), tg_argv[2]) into old_json from old_rows r;
         end if;
       end if;
       if tg_op <> 'DELETE' then
-        if (select sum(pg_column_size(r)) from new_rows r) <= max_bytes then
-          select trumpet.pick_columns(json_agg(r), tg_argv[2]) into new_json from new_rows r;
+        if (select sum(pg_column_size(r.*)) from new_rows r) <= max_bytes then
+          select trumpet.pick_columns(json_agg(row_to_json(r.*)), tg_argv[2]) into new_json from new_rows r;
         end if;
       end if;
     exception when program_limit_exceeded or out_of_memory then

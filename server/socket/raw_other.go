@@ -1,0 +1,13 @@
+//go:build !unix
+
+package socket
+
+import (
+	"net"
+	"syscall"
+)
+
+// rawConn gives nothing: here every write waits, in a goroutine of its own.
+func rawConn(net.Conn) syscall.RawConn { return nil }
+
+func (c *Conn) writeOnce(uintptr) bool { return true }

@@ -253,12 +253,6 @@ func (s *statusBoard) setHead(head trumpet.EventID) {
 	s.head = head
 }
 
-func (s *statusBoard) position() int64 {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.head.Position
-}
-
 func (s *statusBoard) heard() { s.lastHeard.Store(time.Now().UnixNano()) }
 
 // Status returns the present state. It may be called at any time.

@@ -274,17 +274,19 @@ func (d *deliverer) accept(r *record) error {
 // raw takes a NOTIFY that somebody sent on one of the configured channels. A JSON object or
 // array is given as such, any other text as a JSON string.
 func (d *deliverer) raw(channel, payload string) {
-	data := json.RawMessage(payload)
+	var data bytes.Buffer
 	trimmed := strings.TrimLeft(payload, " \t\r\n")
-	if trimmed == "" || trimmed[0] != '{' && trimmed[0] != '[' || !json.Valid(data) {
-		var err error
-		if data, err = json.Marshal(payload); err != nil {
+	isJSON := trimmed != "" && (trimmed[0] == '{' || trimmed[0] == '[') && json.Compact(&data, []byte(payload)) == nil
+	if !isJSON {
+		quoted, err := json.Marshal(payload)
+		if err != nil {
 			d.bus.status.dropped.Add(1)
 			return
 		}
+		data = *bytes.NewBuffer(quoted)
 	}
 	d.collected.flush()
 	head := d.bus.Status().Head
 	d.bus.status.events.Add(1)
-	d.bus.sink.Append([]trumpet.Event{{Topic: channel, Op: trumpet.OpBroadcast, At: time.Now().UTC(), Data: data}}, head)
+	d.bus.sink.Append([]trumpet.Event{{Topic: channel, Op: trumpet.OpBroadcast, At: time.Now().UTC(), Data: data.Bytes()}}, head)
 }

@@ -78,7 +78,9 @@ func (b *Bus) session(ctx context.Context) (up bool, err error) {
 		return false, err
 	}
 	b.inbox.put(arrival{connected: &first})
-	b.sequencer.lookNow() // whatever was committed while nobody listened
+	if first.pending {
+		b.sequencer.lookNow()
+	}
 	return true, b.receive(ctx, conn)
 }
 
@@ -153,8 +155,11 @@ func (b *Bus) notified(n *pgconn.Notification, echo chan<- string) {
 			return
 		}
 		b.answers.heard(n.Payload)
+	case channelEvents:
+		b.sequencer.steps.Add(1)
+		b.inbox.put(arrival{channel: n.Channel, payload: n.Payload})
 	default:
-		if !b.inbox.put(arrival{channel: n.Channel, payload: n.Payload}) && n.Channel != channelEvents {
+		if !b.inbox.put(arrival{channel: n.Channel, payload: n.Payload}) {
 			b.status.dropped.Add(1)
 		}
 	}

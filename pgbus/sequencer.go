@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -30,6 +31,10 @@ type sequencer struct {
 	bus  *Bus
 	soon chan struct{} // one slot: a wake-up was heard
 	now  chan struct{} // one slot: records are known to wait
+
+	// steps counts the sequencer's notifications that the listening session heard, and wokenAt is
+	// that count when it heard the newest wake-up: if it grew since, somebody sequences.
+	steps, wokenAt atomic.Int64
 }
 
 const (
@@ -55,8 +60,12 @@ func newSequencer(b *Bus) *sequencer {
 	return &sequencer{bus: b, soon: make(chan struct{}, 1), now: make(chan struct{}, 1)}
 }
 
-func (s *sequencer) lookSoon() { poke(s.soon) }
-func (s *sequencer) lookNow()  { poke(s.now) }
+func (s *sequencer) lookSoon() {
+	s.wokenAt.Store(s.steps.Load())
+	poke(s.soon)
+}
+
+func (s *sequencer) lookNow() { poke(s.now) }
 
 func poke(c chan struct{}) {
 	select {
@@ -87,11 +96,10 @@ func (s *sequencer) standBy(ctx context.Context, lastTry time.Time) error {
 			return ctx.Err()
 		case <-s.now:
 		case <-s.soon:
-			before := s.bus.status.position()
 			if err := sleep(ctx, jitter(graceForHolder)); err != nil {
 				return err
 			}
-			if s.bus.status.position() != before {
+			if s.steps.Load() != s.wokenAt.Load() {
 				continue
 			}
 		}
@@ -142,7 +150,7 @@ func (s *sequencer) hold(ctx context.Context, d *dutyHolder, polling bool) error
 		defer ticker.Stop()
 		poll = ticker.C
 	}
-	prune := pruner{bus: s.bus, conn: d.conn}
+	prune := pruner{bus: s.bus, conn: d.conn, due: true}
 	pruneTimer := time.NewTimer(0)
 	defer pruneTimer.Stop()
 	for {

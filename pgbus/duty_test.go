@@ -1,0 +1,258 @@
+package pgbus_test
+
+import (
+	"context"
+	"os"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/trumpet-realtime/trumpet/internal/pgtest"
+	"github.com/trumpet-realtime/trumpet/pgbus"
+	"github.com/trumpet-realtime/trumpet/sql"
+)
+
+func TestOneWorkerAtATimeSequences(t *testing.T) {
+	t.Parallel()
+	url, conn := database(t)
+	one, _, stopOne := start(t, url, "w1", nil)
+	two, r2, _ := start(t, url, "w2", nil)
+	exec1(t, conn, "select trumpet.broadcast('dispatch', '1')")
+	r2.waitData(t, "1")
+	waitUntil(t, "the record to be counted", func() bool { return one.Status().Sequenced+two.Status().Sequenced == 1 })
+	if one.Status().Sequencing == two.Status().Sequencing {
+		t.Errorf("one sequences: %v, two: %v", one.Status().Sequencing, two.Status().Sequencing)
+	}
+	stopOne()
+	exec1(t, conn, "select trumpet.broadcast('dispatch', '2')")
+	r2.waitData(t, "2")
+	exec1(t, conn, "select trumpet.broadcast('dispatch', '3')")
+	r2.waitData(t, "3")
+	waitUntil(t, "the second worker to have the duty", func() bool { return two.Status().Sequencing })
+}
+
+// A worker that is frozen while it has the duty and holds the wake-up lock: records go on, at the
+// heartbeat's pace.
+func TestAFrozenSequencerIsPassedBy(t *testing.T) {
+	t.Parallel()
+	url, conn := database(t)
+	frozen := connect(t, url)
+	exec1(t, frozen, "select pg_advisory_lock(1953656176, 3), pg_advisory_lock(1953656176, 1)")
+	bus, r, _ := start(t, url, "w1", nil)
+	for _, data := range []string{"1", "2", "3"} {
+		exec1(t, conn, "select trumpet.broadcast('dispatch', $1::text::jsonb)", data)
+		r.waitData(t, data)
+	}
+	if bus.Status().Sequencing {
+		t.Error("the worker has a duty that another session holds")
+	}
+}
+
+func waitUntil(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	ticker := time.NewTicker(10 * time.Millisecond)
+	defer ticker.Stop()
+	deadline := time.After(patience)
+	for !ok() {
+		select {
+		case <-ticker.C:
+		case <-deadline:
+			t.Fatalf("waited in vain for %s", what)
+		}
+	}
+}
+
+func TestAWorkerThatWasAwayCatchesUp(t *testing.T) {
+	t.Parallel()
+	url, conn := database(t)
+	bus, r, _ := start(t, url, "w1", nil)
+	exec1(t, conn, "select trumpet.broadcast('dispatch', '\"before\"')")
+	r.waitData(t, `"before"`)
+	for range 3 {
+		exec1(t, conn, "select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and application_name like 'trumpet listen%'")
+		exec1(t, conn, "insert into jobs (id) select coalesce(max(id), 0) + 1 from jobs")
+		exec1(t, conn, "notify dispatch, 'raw ones are not replayed'")
+	}
+	exec1(t, conn, "select trumpet.broadcast('dispatch', '\"after\"')")
+	events := r.waitData(t, `"after"`)
+	inserts := 0
+	for _, e := range events {
+		if e.Topic == "jobs" {
+			inserts++
+		}
+	}
+	if inserts != 3 || len(r.resets) != 1 {
+		t.Errorf("%d inserts and %d resets, want 3 and 1", inserts, len(r.resets))
+	}
+	waitUntil(t, "live", func() bool { return bus.Status().Connected })
+	if r.stales == 0 || bus.Status().Reconnects == 0 {
+		t.Errorf("stale %d times, %d reconnects", r.stales, bus.Status().Reconnects)
+	}
+}
+
+// A log that lost its tail, as after fail-over to a standby that lagged: the positions are given
+// again with other tags.
+func TestALostTailIsAReset(t *testing.T) {
+	t.Parallel()
+	url, conn := database(t)
+	_, r, _ := start(t, url, "w1", nil)
+	for _, data := range []string{"1", "2", "3"} {
+		exec1(t, conn, "select trumpet.broadcast('dispatch', $1::text::jsonb)", data)
+	}
+	r.waitData(t, "3")
+	exec1(t, conn, `begin; delete from trumpet.record where data <> '1'; delete from trumpet.log where position > 1;
+		update trumpet.log set snapshot = pg_current_snapshot() where position = 1; commit`)
+	exec1(t, conn, "select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and application_name like 'trumpet%'")
+	exec1(t, conn, "select trumpet.broadcast('dispatch', '\"new history\"')")
+	r.wait(t, "a second reset", func(r *recorder) bool { return len(r.resets) == 2 })
+	events := r.waitData(t, `"new history"`)
+	if id := events[len(events)-1].ID; id.Position != 2 || id == events[1].ID {
+		t.Errorf("the new history's event is %v, the lost one was %v", id, events[1].ID)
+	}
+}
+
+// A database that was restored into another cluster counts transactions anew.
+func TestARestoredDatabaseBeginsAgain(t *testing.T) {
+	t.Parallel()
+	url, conn := database(t)
+	exec1(t, conn, "insert into jobs (id) values (1)")
+	exec1(t, conn, "select trumpet.sequence()")
+	exec1(t, conn, "update trumpet.cluster set system_identifier = 1")
+	// As if the other cluster had been further on.
+	exec1(t, conn, "update trumpet.log set snapshot = '9000000:9000000:' where snapshot is not null; update trumpet.record set xid = '8999999'")
+	_, r, _ := start(t, url, "w1", nil)
+	exec1(t, conn, "insert into jobs (id) values (2)")
+	exec1(t, conn, "select trumpet.broadcast('dispatch', '\"end\"')")
+	events := r.waitData(t, `"end"`)
+	got := describe(events)
+	if n := len(got); n < 2 || got[n-2] != `insert {"id":2}` {
+		t.Errorf("got %q", got)
+	}
+}
+
+func TestPruning(t *testing.T) {
+	t.Parallel()
+	url, conn := database(t)
+	exec1(t, conn, "do $$ begin for i in 1..50 loop perform trumpet.broadcast('dispatch', to_jsonb(i)); end loop; end $$")
+	exec1(t, conn, "select trumpet.sequence()")
+	exec1(t, conn, "update trumpet.record set at = now() - interval '2 hours' where data::text::int <= 40")
+	exec1(t, conn, "select trumpet.broadcast('dispatch', '\"not sequenced yet\"')")
+	bus, r, _ := start(t, url, "w1", func(c *pgbus.Config) { c.Retention = time.Hour })
+	r.waitData(t, `"not sequenced yet"`)
+	waitUntil(t, "pruning", func() bool { return bus.Status().Pruned == 40 })
+	var low, rows, records int
+	err := conn.QueryRow(t.Context(), "select min(position), count(*), (select count(*) from trumpet.record) from trumpet.log").Scan(&low, &rows, &records)
+	if err != nil || low != 40 || rows != 12 || records != 11 {
+		t.Errorf("the log begins at %d with %d rows and %d records, %v", low, rows, records, err)
+	}
+	// By size: about ten broadcasts fit.
+	exec1(t, conn, "select trumpet.prune('1 day', 1100)")
+	if err := conn.QueryRow(t.Context(), "select count(*) from trumpet.record").Scan(&records); err != nil || records < 5 || records > 10 {
+		t.Errorf("%d records are left, %v", records, err)
+	}
+}
+
+// At rest nothing is written, and nothing is asked but one heartbeat a worker.
+func TestAtRest(t *testing.T) {
+	t.Parallel()
+	server := pgtest.Start(t, map[string]string{
+		"log_statement": "all", "log_line_prefix": "%a|", "autovacuum": "off",
+		"checkpoint_timeout": "1h", "wal_level": "minimal", "max_wal_senders": "0",
+	})
+	if err := server.CreateDatabase(t.Context(), "rest"); err != nil {
+		t.Fatal(err)
+	}
+	url := server.URL("rest")
+	conn := connect(t, url)
+	if _, err := sql.Up(t.Context(), conn); err != nil {
+		t.Fatal(err)
+	}
+	one, _, _ := start(t, url, "w1", nil)
+	two, r2, _ := start(t, url, "w2", nil)
+	exec1(t, conn, "select trumpet.broadcast('dispatch', '1')")
+	r2.waitData(t, "1")
+	if _, _, err := one.Ask(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	// Whoever is still busy with its start, or with that broadcast, has steps to make.
+	steps, quiet := int64(-1), 0
+	waitUntil(t, "the sequencers to sleep", func() bool {
+		now := one.Status().Steps + two.Status().Steps
+		quiet++
+		if now != steps {
+			steps, quiet = now, 0
+		}
+		return quiet > 150
+	})
+
+	wal := func() string {
+		var lsn string
+		if err := conn.QueryRow(t.Context(), "select pg_current_wal_insert_lsn()::text").Scan(&lsn); err != nil {
+			t.Fatal(err)
+		}
+		return lsn
+	}
+	before := wal()
+	logged, err := os.ReadFile(server.Log())
+	if err != nil {
+		t.Fatal(err)
+	}
+	skip := len(logged)
+	heartbeat := regexp.MustCompile(`(?m)^trumpet listen w([12])\|LOG:  statement: select position, last_ordinal, tag, pending from trumpet.head\(\)$`)
+	waitUntil(t, "six heartbeats of each worker", func() bool {
+		if logged, err = os.ReadFile(server.Log()); err != nil {
+			t.Fatal(err)
+		}
+		beats := map[string]int{}
+		for _, match := range heartbeat.FindAllSubmatch(logged[skip:], -1) {
+			beats[string(match[1])]++
+		}
+		return beats["1"] >= 6 && beats["2"] >= 6
+	})
+	if after := wal(); after != before {
+		t.Errorf("at rest the WAL went from %s to %s", before, after)
+	}
+	for line := range strings.Lines(string(logged[skip:])) {
+		if strings.Contains(line, "statement:") && !heartbeat.MatchString(line) && !strings.Contains(line, "pg_current_wal_insert_lsn") {
+			t.Errorf("at rest somebody asked: %s", line)
+		}
+		if strings.Contains(line, "execute") && strings.HasPrefix(line, "trumpet") {
+			t.Errorf("at rest somebody asked: %s", line)
+		}
+	}
+}
+
+// The bus goes on when Postgres is killed and comes back.
+func TestPostgresKilledAndRestarted(t *testing.T) {
+	t.Parallel()
+	server := pgtest.Start(t, nil)
+	if err := server.CreateDatabase(t.Context(), "app"); err != nil {
+		t.Fatal(err)
+	}
+	url := server.URL("app")
+	conn := connect(t, url)
+	if _, err := sql.Up(t.Context(), conn); err != nil {
+		t.Fatal(err)
+	}
+	_, r, _ := start(t, url, "w1", nil)
+	exec1(t, conn, "select trumpet.broadcast('dispatch', '1')")
+	r.waitData(t, "1")
+	if err := server.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	r.wait(t, "stale", func(r *recorder) bool { return r.stales == 1 })
+	if err := server.Restart(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	again, err := pgx.Connect(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.Close(context.WithoutCancel(t.Context()))
+	exec1(t, again, "select trumpet.broadcast('dispatch', '2')")
+	r.waitData(t, "2")
+	r.waitLive(t)
+}

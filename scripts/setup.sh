@@ -1,0 +1,79 @@
+# Set-up that the scripts share; sourced by bash from the repository's root.
+# shellcheck shell=bash
+
+fail() {
+  printf '%s\n' "$@" >&2
+  exit 1
+}
+
+# as_root runs a command as root, or says how to.
+as_root() {
+  if [ "$(id -u)" = 0 ]; then
+    "$@"
+  elif command -v sudo >/dev/null; then
+    sudo "$@"
+  else
+    fail "Root's rights are needed and there is no sudo here. As root, run: $*"
+  fi
+}
+
+# install_debian installs packages; their services are neither started nor set up, because
+# a private server is all that is used here.
+install_debian() {
+  command -v apt-get >/dev/null || return 1
+  echo "installing $* …" >&2
+  as_root apt-get update -qq
+  # The marker lets Debian's Postgres packages be installed without making a cluster.
+  if [ ! -e /etc/postgresql-common/createcluster.conf ]; then
+    as_root mkdir -p /etc/postgresql-common
+    echo 'create_main_cluster = false' | as_root tee /etc/postgresql-common/createcluster.conf >/dev/null
+  fi
+  as_root env DEBIAN_FRONTEND=noninteractive UCF_FORCE_CONFFOLD=1 apt-get install -y -qq --no-install-recommends \
+    "$@" >&2
+}
+
+# need_go checks for the Go that go.mod asks for. Go 1.21 and newer fetch it by themselves.
+need_go() {
+  local wanted have
+  wanted=$(sed -n 's/^go //p' go.mod)
+  if ! command -v go >/dev/null && [ -x /usr/local/go/bin/go ]; then
+    PATH=$PATH:/usr/local/go/bin
+  fi
+  command -v go >/dev/null || fail "Go $wanted or newer is needed, and there is none in PATH. See https://go.dev/doc/install"
+  have=$(go env GOVERSION 2>/dev/null) || have=$(go version 2>&1 || true)
+  have=${have#go}
+  if [ "$(printf '%s\n' "$wanted" "${have%% *}" | sort -V | head -n 1)" != "$wanted" ]; then
+    fail "Go $wanted or newer is needed; $(command -v go) is ${have%% *}. See https://go.dev/doc/install"
+  fi
+}
+
+# have_postgres tells whether there is a Postgres server, where Trumpet looks for one.
+have_postgres() {
+  local dir
+  for dir in "${TRUMPET_PG_BINDIR:-}" "$(dirname "$(command -v postgres || echo /nowhere/x)")" \
+    "$(pg_config --bindir 2>/dev/null || true)" /usr/lib/postgresql/*/bin /usr/pgsql-*/bin \
+    /usr/local/pgsql/bin /usr/bin /opt/homebrew/bin /opt/homebrew/opt/postgresql@*/bin /usr/local/opt/postgresql@*/bin \
+    /Applications/Postgres.app/Contents/Versions/*/bin; do
+    if [ -n "$dir" ] && [ -x "$dir/postgres" ] && [ -x "$dir/initdb" ]; then
+      return 0
+    fi
+  done
+  return 1
+}
+
+need_postgres() {
+  have_postgres && return
+  install_debian postgresql || true
+  have_postgres || fail "A Postgres server, 14 or newer, is needed. Install one and run this again:" \
+    "  Debian, Ubuntu:  apt-get install postgresql" \
+    "  Fedora:          dnf install postgresql-server" \
+    "  macOS:           brew install postgresql@17"
+}
+
+# build_trumpet builds bin/trumpet with its version.
+build_trumpet() {
+  local version
+  version=$(git describe --tags --always --dirty 2>/dev/null || echo devel)
+  echo "building bin/trumpet $version …" >&2
+  CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$version" -o bin/trumpet ./cmd/trumpet
+}

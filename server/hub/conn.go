@@ -1,0 +1,128 @@
+package hub
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync/atomic"
+	"time"
+
+	"github.com/trumpet-realtime/trumpet"
+	"github.com/trumpet-realtime/trumpet/server/wire"
+)
+
+// errEnded is given to a client whose connection ends.
+var errEnded = errors.New("the connection has ended")
+
+type state uint8
+
+const (
+	waiting state = iota
+	live
+	drained
+	ended
+)
+
+// Conn is one connection that the hub drives.
+type Conn struct {
+	hub    *Hub
+	shard  *shard
+	socket Socket
+
+	heard   atomic.Int64 // when the client last said anything, in Unix nanoseconds
+	applied chan error   // the answer to Change
+	gone    chan struct{}
+
+	// The shard's.
+	state     state
+	detached  bool // the reader is gone
+	reader    reader
+	group     *group
+	member    int // index in group.members
+	slot      int // of the wheel
+	seat      int // index in the slot
+	pending   *wire.Command
+	deadline  time.Time // while waiting
+	attached  uint64    // the newest node when it came
+	ready     bool      // it was told
+	resume    bool
+	resumed   bool // nothing was missed
+	placed    bool // cursor is in the list
+	since     trumpet.EventID
+	refused   wire.Reason
+	stop      context.CancelFunc // hurries the drainer
+	doneAfter bool               // rest is the last that is written
+	stuck     bool               // the socket wants a drainer
+
+	// The drainer's while there is one.
+	cursor cursor
+	rest   []byte // of what was cut, and only read
+	lost   bool   // the drainer ended the connection
+
+	ending atomic.Pointer[trumpet.Ending] // what the drainer is to end with
+}
+
+func newConn(h *Hub, s *shard, client Client) *Conn {
+	c := &Conn{
+		hub: h, shard: s, socket: client.Socket,
+		reader:  reader{client.Format, newTopicSet(client.Topics)},
+		resume:  client.Resume,
+		since:   client.Since,
+		refused: client.Refused,
+		applied: make(chan error, 1),
+		gone:    make(chan struct{}),
+		stop:    func() {},
+		slot:    rand.IntN(wheelSlots),
+	}
+	c.Heard()
+	return c
+}
+
+// Heard notes that the client gave a sign of life.
+func (c *Conn) Heard() { c.heard.Store(time.Now().UnixNano()) }
+
+// Blocked says that the socket has something to write but cannot without waiting.
+func (c *Conn) Blocked() { c.shard.post(command{kind: blocked, conn: c}) }
+
+// Change subscribes or unsubscribes, and returns when the client was, or is about to be,
+// told. One call at a time: this is how a client's commands are bounded.
+func (c *Conn) Change(what wire.Command) error {
+	c.shard.post(command{kind: change, conn: c, change: &what})
+	select {
+	case err := <-c.applied:
+		return err
+	case <-c.gone:
+		return errEnded
+	}
+}
+
+// End sends the client away.
+func (c *Conn) End(e trumpet.Ending) { c.shard.post(command{kind: end, conn: c, ending: e}) }
+
+// Detach says that nobody reads from the connection any more, and returns when the hub has
+// let go of it. It closes the socket.
+func (c *Conn) Detach() {
+	_ = c.socket.Close()
+	c.shard.post(command{kind: detach, conn: c})
+	<-c.gone
+}
+
+// change returns the reader that a command makes of r.
+func (r reader) change(what *wire.Command) (reader, error) {
+	topics := make(topicSet, len(r.topics)+len(what.Topics))
+	for topic := range r.topics {
+		topics[topic] = struct{}{}
+	}
+	for _, topic := range what.Topics {
+		if what.Unsubscribe {
+			delete(topics, topic)
+		} else {
+			topics[topic] = struct{}{}
+		}
+	}
+	if len(topics) > wire.MaxTopics {
+		return r, fmt.Errorf("a connection has at most %d topics", wire.MaxTopics)
+	}
+	return reader{r.format, topics}, nil
+}

@@ -1,0 +1,247 @@
+package hub
+
+import (
+	"sort"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/trumpet-realtime/trumpet"
+	"github.com/trumpet-realtime/trumpet/server/wire"
+)
+
+// entryOverhead is about what an entry takes beside its event's JSON.
+const entryOverhead = 256
+
+// notice is a control message in the list.
+type notice uint8
+
+const (
+	noNotice notice = iota
+	origin          // where the list begins: nobody is told
+	resetNotice
+	staleNotice
+	liveNotice
+)
+
+// entry is one event, or a notice to everybody, with its encodings: each is made when the
+// first connection needs it, and shared.
+type entry struct {
+	event   *trumpet.Event // nil for a notice
+	notice  notice
+	head    trumpet.EventID // of a notice
+	encoded [wire.Formats][2]atomic.Pointer[[]byte]
+}
+
+// more reports whether further events of the same transaction follow.
+func (e *entry) more() bool { return e.event != nil && e.event.More }
+
+// live reports whether the entry is only for those who were there when it came.
+func (e *entry) live() bool { return e.event == nil || e.event.ID.IsZero() }
+
+// encode returns the entry's bytes; they are never changed. Two shards may do the work at
+// once, but only one result is kept.
+func (e *entry) encode(format wire.Format, more bool) []byte {
+	variant := 0
+	if more {
+		variant = 1
+	}
+	slot := &e.encoded[format][variant]
+	if b := slot.Load(); b != nil {
+		return *b
+	}
+	var b []byte
+	switch {
+	case e.event != nil:
+		b = wire.EncodeEvent(format, e.event, more)
+	case e.notice == resetNotice:
+		b = wire.AppendReset(nil, format, e.head, wire.ReasonLost)
+	case e.notice == staleNotice:
+		b = wire.AppendStale(nil, format)
+	case e.notice == liveNotice:
+		b = wire.AppendLive(nil, format)
+	}
+	if !slot.CompareAndSwap(nil, &b) {
+		b = *slot.Load()
+	}
+	return b
+}
+
+// node is what came at once. Only next changes after it was linked.
+type node struct {
+	seq      uint64 // 1, 2, 3, …
+	before   trumpet.EventID
+	head     trumpet.EventID // the id up to which all was given with this node
+	entries  []entry
+	notice   notice
+	stale    bool // Postgres is not heard, since here or before
+	appended time.Time
+	size     int64
+	next     atomic.Pointer[node]
+}
+
+// cursor is a place between entries: before entry index of node seq.
+type cursor struct {
+	seq   uint64
+	index int
+}
+
+func (n *node) start() cursor { return cursor{n.seq, 0} }
+func (n *node) end() cursor   { return cursor{n.seq + 1, 0} }
+
+func eventNode(events []trumpet.Event, head trumpet.EventID) *node {
+	n := &node{head: head, entries: make([]entry, len(events)), size: entryOverhead}
+	for i := range events {
+		e := &events[i]
+		n.entries[i].event = e
+		// The event and two encodings of it.
+		n.size += entryOverhead + 3*int64(len(e.Topic)+len(e.Key)+len(e.New)+len(e.Old)+len(e.Data))
+	}
+	return n
+}
+
+func noticeNode(what notice, head trumpet.EventID) *node {
+	n := &node{head: head, notice: what, size: entryOverhead}
+	if what != origin {
+		n.entries = []entry{{notice: what, head: head}}
+	}
+	return n
+}
+
+// list is the recent nodes and their index. One goroutine appends, all others read.
+type list struct {
+	maxBytes  int64
+	maxEvents int
+
+	mu      sync.Mutex
+	nodes   []*node // contiguous sequence numbers
+	bytes   int64
+	events  int
+	moved   chan struct{} // closed by the next append; nil while nobody waits
+	resetAt uint64        // the newest reset's node
+	tail    atomic.Pointer[node]
+}
+
+// append links n. A void list forgets all that was before.
+func (l *list) append(n *node, void bool) {
+	tail := l.tail.Load()
+	n.seq, n.before, n.appended = 1, n.head, time.Now()
+	if tail != nil {
+		n.seq = tail.seq + 1
+		if !void {
+			n.before = tail.head
+		}
+	}
+	l.mu.Lock()
+	if void {
+		l.nodes, l.bytes, l.events = nil, 0, 0
+		l.resetAt = n.seq
+	}
+	l.nodes = append(l.nodes, n)
+	l.bytes += n.size
+	l.events += max(1, len(n.entries))
+	l.trim()
+	moved := l.moved
+	l.moved = nil
+	l.mu.Unlock()
+	l.tail.Store(n)
+	if tail != nil {
+		tail.next.Store(n)
+	}
+	if moved != nil {
+		close(moved)
+	}
+}
+
+// trim lets go what is beyond the bounds, but never the newest node.
+func (l *list) trim() {
+	gone := 0
+	for gone < len(l.nodes)-1 && (l.bytes > l.maxBytes || l.events > l.maxEvents) {
+		l.bytes -= l.nodes[gone].size
+		l.events -= max(1, len(l.nodes[gone].entries))
+		l.nodes[gone] = nil
+		gone++
+	}
+	l.nodes = l.nodes[gone:]
+}
+
+// change returns a channel that is closed at the next append.
+func (l *list) change() <-chan struct{} {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.moved == nil {
+		l.moved = make(chan struct{})
+	}
+	return l.moved
+}
+
+// head returns the id up to which all was given.
+func (l *list) head() trumpet.EventID {
+	if tail := l.tail.Load(); tail != nil {
+		return tail.head
+	}
+	return trumpet.EventID{}
+}
+
+// place says where a cursor is.
+type place uint8
+
+const (
+	inList  place = iota
+	atEnd         // behind the newest node
+	expired       // its node was let go
+)
+
+// at returns the node that c points into. If c expired because of a reset, the reset's
+// node is returned instead: it says all that there is to say.
+func (l *list) at(c cursor) (*node, place) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.nodes) == 0 {
+		return nil, atEnd
+	}
+	first := l.nodes[0].seq
+	switch {
+	case c.seq < first && first <= l.resetAt:
+		return l.nodes[0], inList
+	case c.seq < first:
+		return nil, expired
+	case c.seq-first >= uint64(len(l.nodes)):
+		return nil, atEnd
+	}
+	return l.nodes[c.seq-first], inList
+}
+
+// found says what the list knows of an id.
+type found uint8
+
+const (
+	foundHere  found = iota
+	foundAhead       // newer than all that came yet
+	foundElse        // only the log can tell
+)
+
+// find returns the cursor behind the event or head with this id. Nothing but an exact
+// match counts: an id of another history must not pass.
+func (l *list) find(id trumpet.EventID) (cursor, found) {
+	l.mu.Lock()
+	i := sort.Search(len(l.nodes), func(i int) bool { return l.nodes[i].head.Compare(id) >= 0 })
+	if i == len(l.nodes) {
+		l.mu.Unlock()
+		return cursor{}, foundAhead
+	}
+	n := l.nodes[i]
+	l.mu.Unlock()
+	switch {
+	case id == n.head:
+		return n.end(), foundHere
+	case id == n.before && n.notice == noNotice:
+		return n.start(), foundHere
+	}
+	for j := range n.entries {
+		if e := n.entries[j].event; e != nil && e.ID == id && !id.IsZero() {
+			return cursor{n.seq, j + 1}, foundHere
+		}
+	}
+	return cursor{}, foundElse
+}

@@ -1,0 +1,415 @@
+package hub
+
+import (
+	"sync"
+	"time"
+
+	"github.com/trumpet-realtime/trumpet"
+	"github.com/trumpet-realtime/trumpet/server/wire"
+)
+
+// kind is what a shard is asked to do.
+type kind uint8
+
+const (
+	attach kind = iota
+	detach
+	change
+	end
+	blocked  // the socket wants to be written by a drainer
+	returned // the drainer gives the connection back
+	drainAll
+	cutAll
+)
+
+type command struct {
+	kind   kind
+	conn   *Conn
+	change *wire.Command
+	ending trumpet.Ending
+	over   time.Duration
+}
+
+// group is the live connections that get the same bytes.
+type group struct {
+	reader  reader
+	key     string
+	members []*Conn
+}
+
+// shard is one loop and its connections.
+type shard struct {
+	hub  *Hub
+	wake chan struct{}
+
+	// A connection has at most one command of each kind here, which is its bound.
+	mu    sync.Mutex
+	inbox []command
+
+	// The loop's own.
+	commands []command // taken from inbox
+	later    []*Conn   // given back by drainers that are ahead of at
+	conns    map[*Conn]struct{}
+	waiting  map[*Conn]struct{}
+	groups   map[string]*group
+	at       *node // given to all that are live; nil before the first Reset
+	wheel    wheel
+	away     *departure // not nil once all are sent away
+	cut      bool       // Close was called
+	out      output
+}
+
+func newShard(h *Hub) *shard {
+	return &shard{
+		hub:     h,
+		wake:    make(chan struct{}, 1),
+		conns:   make(map[*Conn]struct{}),
+		waiting: make(map[*Conn]struct{}),
+		groups:  make(map[string]*group),
+		wheel:   newWheel(h.config.Ping),
+	}
+}
+
+// poke wakes the loop; a wake too many is harmless.
+func (s *shard) poke() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (s *shard) post(c command) {
+	s.mu.Lock()
+	s.inbox = append(s.inbox, c)
+	s.mu.Unlock()
+	s.poke()
+}
+
+func (s *shard) run() {
+	ticker := time.NewTicker(s.wheel.tick)
+	defer ticker.Stop()
+	var departures <-chan time.Time
+	for {
+		select {
+		case <-s.wake:
+		case now := <-ticker.C:
+			s.tick(now)
+		case now := <-departures:
+			s.depart(now)
+		}
+		if s.step() {
+			s.poke() // by way of the select, so that timers have their turn
+		}
+		if s.cut && len(s.conns) == 0 {
+			return
+		}
+		if s.away != nil && departures == nil {
+			t := time.NewTicker(departureTick)
+			defer t.Stop()
+			departures = t.C
+		}
+	}
+}
+
+// step does a bounded amount of work and reports whether there may be more. Commands are
+// taken before events are given and carried out after it: a drainer that gives its
+// connection back then is not ahead of the shard, unless the shard is behind itself.
+func (s *shard) step() bool {
+	s.mu.Lock()
+	s.commands, s.inbox = s.inbox, s.commands[:0]
+	s.mu.Unlock()
+	behind := s.deliver()
+	ahead := s.later
+	s.later = nil
+	for _, c := range ahead {
+		s.rejoin(c)
+	}
+	for i := range s.commands {
+		s.carryOut(&s.commands[i])
+	}
+	done := len(s.commands)
+	clear(s.commands)
+	return behind || done > 0
+}
+
+func (s *shard) carryOut(do *command) {
+	c := do.conn
+	switch do.kind {
+	case attach:
+		s.attach(c)
+	case detach:
+		s.detach(c)
+	case change:
+		s.change(c, do.change)
+	case end:
+		s.end(c, do.ending)
+	case blocked:
+		c.stuck = true
+		s.unstick(c)
+	case returned:
+		if c.ready {
+			s.hub.stats.lagging.Add(-1)
+		}
+		s.rejoin(c)
+	case drainAll:
+		s.sendAway(do.over)
+	case cutAll:
+		s.cutAll()
+	}
+}
+
+// begin places the newcomers that waited for the first Reset.
+func (s *shard) begin() {
+	for c := range s.waiting {
+		delete(s.waiting, c)
+		s.place(c)
+	}
+}
+
+func (s *shard) attach(c *Conn) {
+	s.conns[c] = struct{}{}
+	switch {
+	case s.cut:
+		c.state = ended
+		_ = c.socket.Close()
+		s.forget(c)
+	case s.away != nil:
+		s.end(c, trumpet.EndingDraining)
+	case s.at == nil:
+		c.state, c.deadline = waiting, time.Now().Add(s.hub.config.Patience)
+		s.waiting[c] = struct{}{}
+	default:
+		s.place(c)
+	}
+}
+
+// place gives a newcomer its place: at the shard's, or where it left off.
+func (s *shard) place(c *Conn) {
+	c.attached = s.at.seq
+	if !c.resume || c.refused != "" {
+		c.cursor, c.placed = s.at.end(), true
+		s.settle(c)
+		return
+	}
+	cursor, what := s.hub.list.find(c.since)
+	if what != foundHere {
+		c.socket.Hold()
+		s.drain(c, cursor, nil)
+		return
+	}
+	c.cursor, c.placed, c.resumed = cursor, true, true
+	s.hub.stats.resumes[fromRing].Add(1)
+	s.rejoin(c)
+}
+
+// rejoin takes back a connection from its drainer, which holds its cursor no more.
+func (s *shard) rejoin(c *Conn) {
+	c.state = live
+	ending := c.ending.Load()
+	switch {
+	case c.detached:
+		c.state = ended
+		s.forget(c)
+	case c.lost:
+		c.state = ended
+		c.answer(errEnded)
+	case ending != nil:
+		s.end(c, *ending)
+	case c.refused != "":
+		c.cursor = s.at.end()
+		s.settle(c)
+	case c.cursor.seq > s.at.seq+1 || c.cursor.seq == s.at.seq+1 && c.cursor.index > 0:
+		c.state = drained
+		s.later = append(s.later, c)
+	case s.catchUp(c):
+		s.settle(c)
+	}
+}
+
+// settle makes a connection live that has all that the shard has given, and tells it so.
+func (s *shard) settle(c *Conn) {
+	c.state = live
+	var b []byte
+	format, head := c.reader.format, s.at.head
+	if c.refused != "" {
+		s.hub.stats.reset(c.refused)
+		b = wire.AppendReset(b, format, head, c.refused)
+		c.refused, c.resumed = "", false
+	}
+	if !c.ready {
+		c.ready = true
+		b = wire.AppendReady(b, format, head, c.resumed, s.hub.config.Worker)
+		if s.at.stale {
+			b = wire.AppendStale(b, format)
+		}
+	}
+	if c.pending != nil {
+		b = s.apply(c, b)
+	}
+	s.join(c)
+	if len(b) > 0 {
+		s.write(c, b)
+	}
+	s.unstick(c)
+}
+
+// unstick gives a live connection whose socket waits to write a control frame a drainer.
+// All others have one, or have ended.
+func (s *shard) unstick(c *Conn) {
+	if c.stuck && c.state == live {
+		c.stuck = false
+		c.socket.Hold()
+		s.drain(c, s.at.end(), nil)
+	}
+}
+
+// write writes control messages to a live connection.
+func (s *shard) write(c *Conn, b []byte) {
+	n, err := c.socket.TryWrite(b)
+	s.hub.stats.wrote(1, n)
+	switch {
+	case err != nil:
+		s.fail(c)
+	case n < len(b):
+		s.drain(c, s.at.end(), b[n:])
+	}
+}
+
+func (s *shard) change(c *Conn, what *wire.Command) {
+	switch c.state {
+	case live:
+		c.pending = what
+		s.leave(c)
+		b := s.apply(c, nil)
+		s.join(c)
+		if len(b) > 0 {
+			s.write(c, b)
+		}
+	case ended:
+		c.answer(errEnded)
+	default:
+		// The new topics hold from where the connection is live.
+		c.pending = what
+	}
+}
+
+// apply changes what a connection follows, while it is in no group.
+func (s *shard) apply(c *Conn, b []byte) []byte {
+	reader, err := c.reader.change(c.pending)
+	c.reader = reader
+	c.answer(err)
+	if err != nil {
+		return b
+	}
+	return wire.AppendSubscribed(b, reader.format, reader.topics.names(), s.at.head)
+}
+
+// answer answers the Change that waits, if one does.
+func (c *Conn) answer(err error) {
+	if c.pending != nil {
+		c.pending = nil
+		c.applied <- err
+	}
+}
+
+// join puts a live connection into its group and on the wheel.
+func (s *shard) join(c *Conn) {
+	key := c.reader.topics.key(c.reader.format)
+	g := s.groups[key]
+	if g == nil {
+		g = &group{reader: c.reader, key: key}
+		s.groups[key] = g
+	}
+	// One set for all: ten thousand clients with the same topics hold it once.
+	c.reader = g.reader
+	c.group, c.member = g, len(g.members)
+	g.members = append(g.members, c)
+	s.wheel.add(c)
+}
+
+// leave takes a connection out of its group and off the wheel.
+func (s *shard) leave(c *Conn) {
+	g := c.group
+	if g == nil {
+		return
+	}
+	last := len(g.members) - 1
+	g.members[c.member] = g.members[last]
+	g.members[c.member].member = c.member
+	g.members[last] = nil
+	g.members = g.members[:last]
+	if last == 0 {
+		delete(s.groups, g.key)
+	}
+	c.group = nil
+	s.wheel.remove(c)
+}
+
+// end sends a client away.
+func (s *shard) end(c *Conn, e trumpet.Ending) {
+	switch c.state {
+	case ended:
+		return
+	case drained:
+		if c.ending.CompareAndSwap(nil, &e) {
+			c.stop()
+		}
+		return
+	}
+	delete(s.waiting, c)
+	s.leave(c)
+	s.hub.stats.ended(e)
+	b := wire.AppendEnding(nil, c.reader.format, e)
+	n, err := c.socket.TryWrite(b)
+	switch {
+	case err != nil:
+		s.fail(c)
+	case n < len(b):
+		c.doneAfter = true
+		s.drain(c, c.cursor, b[n:])
+	default:
+		c.state = ended
+		c.answer(errEnded)
+		c.socket.Finish()
+	}
+}
+
+// fail lets go of a connection whose socket is broken. Its reader notices too.
+func (s *shard) fail(c *Conn) {
+	s.leave(c)
+	c.state = ended
+	c.answer(errEnded)
+	_ = c.socket.Close()
+}
+
+func (s *shard) detach(c *Conn) {
+	c.detached = true
+	if c.state == drained {
+		c.stop()
+		return
+	}
+	delete(s.waiting, c)
+	s.leave(c)
+	c.state = ended
+	s.forget(c)
+}
+
+// forget is the end of a connection in the hub.
+func (s *shard) forget(c *Conn) {
+	if _, ok := s.conns[c]; !ok {
+		return
+	}
+	delete(s.conns, c)
+	c.answer(errEnded)
+	s.hub.detached(c)
+	close(c.gone)
+}
+
+// cutAll ends the shard: drainers are waited for, everybody else is dropped.
+func (s *shard) cutAll() {
+	s.cut = true
+	for c := range s.conns {
+		_ = c.socket.Close()
+		s.detach(c)
+	}
+}

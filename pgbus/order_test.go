@@ -94,7 +94,8 @@ func TestNoWakeUpIsLost(t *testing.T) {
 		_, err := other.Exec(context.WithoutCancel(t.Context()), "insert into jobs (id, note) values (1001, 'dawdle')")
 		slow <- err
 	}()
-	waitFor(t, third, "select exists (select from pg_locks where locktype = 'advisory' and classid = 1953656176 and objid = 1 and pid <> pg_backend_pid())")
+	const dawdling = "select exists (select from pg_stat_activity where wait_event = 'PgSleep' and datname = current_database())"
+	waitFor(t, third, dawdling)
 	exec1(t, conn, fmt.Sprintf("insert into jobs (id) values (%d)", id()))
 	if err := <-slow; err != nil {
 		t.Fatal(err)
@@ -109,7 +110,7 @@ func TestNoWakeUpIsLost(t *testing.T) {
 		_, err := conn.Exec(context.WithoutCancel(t.Context()), fmt.Sprintf("insert into jobs (id, note) values (%d, 'dawdle')", number))
 		slow <- err
 	}()
-	waitFor(t, third, "select exists (select from pg_stat_activity where wait_event = 'PgSleep' and datname = current_database())")
+	waitFor(t, third, dawdling)
 	exec1(t, other, "select pg_advisory_unlock(1953656176, 1)")
 	exec1(t, other, "notify trumpet_wake")
 	if err := <-slow; err != nil {

@@ -70,6 +70,22 @@ need_postgres() {
     "  macOS:           brew install postgresql@17"
 }
 
+# need_program NAME PACKAGE finds a program, or installs Debian's package of it.
+need_program() {
+  # Debian keeps servers such as nginx out of an ordinary user's PATH.
+  PATH=$PATH:/usr/sbin
+  command -v "$1" >/dev/null && return
+  install_debian "$2" || true
+  command -v "$1" >/dev/null || fail "$1 is needed for the tests. On Debian: apt-get install $2"
+}
+
+# need_c_compiler is for Go's race detector.
+need_c_compiler() {
+  command -v "${CC:-gcc}" >/dev/null && return
+  install_debian gcc libc6-dev || true
+  command -v "${CC:-gcc}" >/dev/null || fail "A C compiler is needed for the race detector. On Debian: apt-get install gcc libc6-dev"
+}
+
 # build_trumpet builds bin/trumpet with its version.
 build_trumpet() {
   local version

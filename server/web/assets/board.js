@@ -46,7 +46,11 @@ function apply(event) {
   const key = rows === jobs ? keyOf(event) : (event.key ?? event.new ?? event.old)?.id;
   switch (event.op) {
     case 'insert':
+      rows.set(key, event.new);
+      break;
     case 'update':
+      // A changed key: the old one is among the former values.
+      if (event.old && 'id' in event.old) rows.delete(rows === jobs ? JSON.stringify({ id: event.old.id }) : event.old.id);
       rows.set(key, event.new);
       break;
     case 'delete':

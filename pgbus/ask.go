@@ -54,6 +54,9 @@ func (a *answers) heard(payload string) {
 		return
 	}
 	if m.Answer == nil {
+		if a.bus.config.Answer == nil {
+			return
+		}
 		select {
 		case a.questions <- m.Question:
 		default:
@@ -125,7 +128,7 @@ func (b *Bus) Ask(ctx context.Context) (collected []json.RawMessage, alive int, 
 		return nil, 0, fmt.Errorf("ask: %w", err)
 	}
 	err = conn.QueryRow(ctx, `select count(*) from pg_stat_activity
-		where datname = current_database() and application_name like 'trumpet listen %'`).Scan(&alive)
+		where datname = current_database() and application_name like 'trumpet ' || $1 || ' %'`, roleWorker).Scan(&alive)
 	conn.Release()
 	if err != nil {
 		return nil, 0, fmt.Errorf("ask: %w", err)

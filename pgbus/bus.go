@@ -52,7 +52,8 @@ type Config struct {
 	// the newest of the other (in bytes as stored), are pruned. Defaults 24 h and 1 GiB.
 	Retention      time.Duration
 	RetentionBytes int64
-	// Answer is what this worker answers when one asks all; nil answers null. At most 4 kB.
+	// Answer is what this worker answers when one asks all, at most 4 kB. Nil is for a bus that
+	// only follows: it is not asked, and not counted as a worker.
 	Answer func() json.RawMessage
 	// Logger; default slog.Default().
 	Logger *slog.Logger
@@ -87,9 +88,6 @@ func (c Config) withDefaults() Config {
 	}
 	if c.RetentionBytes == 0 {
 		c.RetentionBytes = defaultRetentionBytes
-	}
-	if c.Answer == nil {
-		c.Answer = func() json.RawMessage { return json.RawMessage("null") }
 	}
 	if c.Logger == nil {
 		c.Logger = slog.Default()

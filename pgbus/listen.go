@@ -27,6 +27,9 @@ type head struct {
 var errPooler = errors.New("notifications do not arrive on the session that listens: " +
 	"a pooler in transaction mode stands between; connect to Postgres itself, or to a pool in session mode")
 
+// roleWorker is in the application_name of every listening session of a worker: Ask counts them.
+const roleWorker = "listen"
+
 // echoTimeout is how long a notification may take to come back when a session starts.
 const echoTimeout = 5 * time.Second
 
@@ -59,7 +62,11 @@ func (b *Bus) listen(ctx context.Context) error {
 // session connects, listens and reads until the session ends. up says whether it got so far
 // that the deliverer heard of it.
 func (b *Bus) session(ctx context.Context) (up bool, err error) {
-	config := b.connConfig("listen")
+	role := roleWorker
+	if b.config.Answer == nil {
+		role = "follow"
+	}
+	config := b.connConfig(role)
 	echo := make(chan string, 8)
 	config.OnNotification = func(_ *pgconn.PgConn, n *pgconn.Notification) { b.notified(n, echo) }
 	connectCtx, cancel := context.WithTimeout(ctx, config.ConnectTimeout)

@@ -101,9 +101,8 @@ func (c *Conn) Change(what wire.Command) error {
 func (c *Conn) End(e trumpet.Ending) { c.shard.post(command{kind: end, conn: c, ending: e}) }
 
 // Detach says that nobody reads from the connection any more, and returns when the hub has
-// let go of it. It closes the socket.
+// let go of it. That is at once if the socket was closed before.
 func (c *Conn) Detach() {
-	_ = c.socket.Close()
 	c.shard.post(command{kind: detach, conn: c})
 	<-c.gone
 }

@@ -50,6 +50,9 @@ func (c *counters) ended(e trumpet.Ending) {
 	}
 }
 
+// CountEnding counts a client that was sent away before it was attached.
+func (h *Hub) CountEnding(e trumpet.Ending) { h.stats.ended(e) }
+
 // Stats is what a hub counted since its start, and what it has now.
 type Stats struct {
 	WebSockets int64 // connections now

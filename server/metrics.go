@@ -1,0 +1,98 @@
+package server
+
+import (
+	"net/http"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// metrics serves what Prometheus scrapes. Nothing is counted for it: it reads the hub's and
+// the bus's own counters when it is asked.
+func (s *Server) metrics() http.Handler {
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(
+		collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+		collector{s},
+	)
+	return promhttp.HandlerFor(registry, promhttp.HandlerOpts{})
+}
+
+func describe(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc("trumpet_"+name, help, labels, nil)
+}
+
+var (
+	descInfo        = describe("info", "Always 1; says which worker and version this is.", "worker", "version")
+	descConnections = describe("connections", "Clients connected.", "transport")
+	descLagging     = describe("lagging_connections", "Clients that have not taken all that they were given.")
+	descLagged      = describe("lags_total", "How often a client began to lag.")
+	descEvents      = describe("events_total", "Events that came from the bus.")
+	descDeliveries  = describe("deliveries_total", "Events written to clients.")
+	descBytes       = describe("sent_bytes_total", "Bytes written to clients.")
+	descWrites      = describe("writes_total", "Write system calls to clients.")
+	descEndings     = describe("endings_total", "Clients sent away, by reason.", "ending")
+	descResets      = describe("resets_total", "Clients told to fetch their state anew, by reason.", "reason")
+	descResumes     = describe("resumes_total", "Clients that came back and missed nothing, by where that was read.", "from")
+	descLogPages    = describe("log_pages_total", "Pages of the log read for clients that came back.")
+	descRingEvents  = describe("ring_events", "Recent events in memory.")
+	descRingBytes   = describe("ring_bytes", "Memory that recent events are estimated to take.")
+	descBus         = describe("bus_connected", "1 while this worker hears Postgres.")
+	descHeard       = describe("bus_last_heard_seconds", "How long ago Postgres was heard.")
+	descPosition    = describe("bus_position", "The log's position that this worker has reached.")
+	descSequencing  = describe("bus_sequencing", "1 while this worker has sequencer duty.")
+)
+
+type collector struct{ server *Server }
+
+// Describe says nothing, which leaves Collect free: nothing is read before it is asked for.
+func (c collector) Describe(chan<- *prometheus.Desc) {}
+
+// Collect implements prometheus.Collector.
+func (c collector) Collect(ch chan<- prometheus.Metric) {
+	gauge := func(desc *prometheus.Desc, value float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, value, labels...)
+	}
+	count := func(desc *prometheus.Desc, value uint64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(desc, prometheus.CounterValue, float64(value), labels...)
+	}
+	config := &c.server.config
+	stats, bus := config.Hub.Stats(), config.Cluster.Status()
+
+	gauge(descInfo, 1, config.Worker, config.Version)
+	gauge(descConnections, float64(stats.WebSockets), "websocket")
+	gauge(descConnections, float64(stats.Streams), "sse")
+	gauge(descLagging, float64(stats.Lagging))
+	count(descLagged, stats.Lagged)
+	count(descEvents, stats.Events)
+	count(descDeliveries, stats.Deliveries)
+	count(descBytes, stats.Bytes)
+	count(descWrites, stats.Writes)
+	for ending, n := range stats.Endings {
+		count(descEndings, n, ending)
+	}
+	for reason, n := range stats.Resets {
+		count(descResets, n, string(reason))
+	}
+	count(descResumes, stats.ResumesFromRing, "ring")
+	count(descResumes, stats.ResumesFromLog, "log")
+	count(descLogPages, stats.LogPages)
+	gauge(descRingEvents, float64(stats.RingEvents))
+	gauge(descRingBytes, float64(stats.RingBytes))
+	gauge(descBus, flag(bus.Connected))
+	if !bus.LastHeard.IsZero() {
+		gauge(descHeard, time.Since(bus.LastHeard).Seconds())
+	}
+	gauge(descPosition, float64(bus.Head.Position))
+	gauge(descSequencing, flag(bus.Sequencing))
+}
+
+func flag(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}

@@ -1,0 +1,135 @@
+package server
+
+import (
+	"errors"
+	"math/rand/v2"
+	"net/http"
+	"time"
+
+	"github.com/julienschmidt/httprouter"
+
+	"github.com/trumpet-realtime/trumpet"
+	"github.com/trumpet-realtime/trumpet/server/hub"
+	"github.com/trumpet-realtime/trumpet/server/socket"
+	"github.com/trumpet-realtime/trumpet/server/wire"
+)
+
+// helloTimeout bounds the first write to a new stream.
+const helloTimeout = 5 * time.Second
+
+// retry is how long an EventSource is to wait before it comes back: not all at once.
+func retry() time.Duration { return time.Second + rand.N(2*time.Second) }
+
+// stream serves server-sent events.
+func (s *Server) stream(w http.ResponseWriter, r *http.Request, _ httprouter.Params) {
+	if !s.checkReader(w, r) {
+		return
+	}
+	client, ok := client(w, r, wire.SSE, streamTopics)
+	if !ok {
+		return
+	}
+	h := w.Header()
+	h.Set("Content-Type", "text/event-stream")
+	h.Set("Cache-Control", "no-store, no-transform")
+	h.Set("X-Accel-Buffering", "no")
+	h.Set("X-Content-Type-Options", "nosniff")
+	// Whatever comes now is 200: any other status ends an EventSource for good.
+	if r.ProtoMajor == 1 {
+		conn, early, err := hijack(w)
+		switch {
+		case err == nil:
+			s.serveHijacked(socket.New(conn, socket.Config{Early: early, HalfClose: true, Patience: patience}), h, client)
+			return
+		case !errors.Is(err, http.ErrNotSupported):
+			return
+		}
+	}
+	s.serveResponse(w, r, client)
+}
+
+// serveHijacked writes the response's head itself; the stream ends with the connection.
+func (s *Server) serveHijacked(conn *socket.Conn, h http.Header, client hub.Client) {
+	h.Set("Connection", "close")
+	h.Set("Date", time.Now().UTC().Format(http.TimeFormat))
+	head := appendHead(make([]byte, 0, 512), h)
+	head = wire.AppendRetry(head, retry())
+	client.Socket = conn
+	s.reading(conn, func() {
+		defer s.leave()
+		refusal := s.admit()
+		if refusal != nil {
+			head = wire.AppendEnding(head, wire.SSE, *refusal)
+		}
+		deadline := time.Now().Add(helloTimeout)
+		conn.Hold()
+		if _, err := conn.WriteUntil(head, deadline); err != nil || conn.Release(deadline) != nil {
+			_ = conn.Close()
+			return
+		}
+		head = nil
+		if refusal == nil {
+			attached, err := s.config.Hub.Attach(client)
+			if err == nil {
+				defer attached.Detach()
+			} else {
+				_, _ = conn.TryWrite(wire.AppendEnding(nil, wire.SSE, trumpet.EndingDraining))
+				conn.Finish()
+			}
+		} else {
+			conn.Finish()
+		}
+		defer conn.Close()
+		readToEnd(conn)
+	})
+}
+
+// readToEnd returns when the peer hangs up. An EventSource sends nothing.
+func readToEnd(conn *socket.Conn) {
+	var buf [64]byte
+	for {
+		if _, err := conn.Read(buf[:]); err != nil {
+			return
+		}
+	}
+}
+
+// appendHead appends the head of an HTTP/1.1 response.
+func appendHead(dst []byte, h http.Header) []byte {
+	dst = append(dst, "HTTP/1.1 200 OK\r\n"...)
+	for name, values := range h {
+		for _, value := range values {
+			dst = append(dst, name...)
+			dst = append(dst, ": "...)
+			dst = append(dst, value...)
+			dst = append(dst, "\r\n"...)
+		}
+	}
+	return append(dst, "\r\n"...)
+}
+
+// serveResponse serves a stream that cannot be hijacked. The handler stays.
+func (s *Server) serveResponse(w http.ResponseWriter, r *http.Request, client hub.Client) {
+	defer s.leave()
+	stream := socket.NewStream(w, patience)
+	hello := wire.AppendRetry(nil, retry())
+	refusal := s.admit()
+	if refusal != nil {
+		hello = wire.AppendEnding(hello, wire.SSE, *refusal)
+	}
+	if _, err := stream.WriteUntil(hello, time.Time{}); err != nil || refusal != nil {
+		return
+	}
+	client.Socket = stream
+	conn, err := s.config.Hub.Attach(client)
+	if err != nil {
+		_, _ = stream.WriteUntil(wire.AppendEnding(nil, wire.SSE, trumpet.EndingDraining), time.Time{})
+		return
+	}
+	select {
+	case <-stream.Done():
+	case <-r.Context().Done():
+	}
+	_ = stream.Close()
+	conn.Detach() // nobody writes to w any more
+}

@@ -1,0 +1,213 @@
+package server
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/coder/websocket"
+	"github.com/julienschmidt/httprouter"
+
+	"github.com/trumpet-realtime/trumpet"
+	"github.com/trumpet-realtime/trumpet/server/hub"
+	"github.com/trumpet-realtime/trumpet/server/socket"
+	"github.com/trumpet-realtime/trumpet/server/wire"
+)
+
+const (
+	// A client's frames are short, and the library's own are control frames of at most 127
+	// bytes, which must reach the socket in one piece.
+	readBuffer  = 512
+	writeBuffer = 256
+	// patience lets the hub's bound for slow clients come before the kernel's.
+	patience = 45 * time.Second
+)
+
+// upgrade is the ResponseWriter that the WebSocket library is given: its Hijack returns our
+// connection with small buffers, and its errors are problem documents.
+type upgrade struct {
+	http.ResponseWriter
+	conn   *socket.Conn
+	status int
+}
+
+func (u *upgrade) WriteHeader(status int) {
+	u.status = status
+	if status == http.StatusSwitchingProtocols {
+		u.ResponseWriter.WriteHeader(status)
+	}
+}
+
+func (u *upgrade) Write(p []byte) (int, error) {
+	if u.status >= http.StatusBadRequest {
+		u.Header().Del("Content-Type")
+		writeProblem(u.ResponseWriter, u.status, strings.TrimSpace(string(p)))
+	}
+	return len(p), nil
+}
+
+func (u *upgrade) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	conn, early, err := hijack(u.ResponseWriter)
+	if err != nil {
+		return nil, nil, err
+	}
+	u.conn = socket.New(conn, socket.Config{Early: early, Patience: patience})
+	return u.conn, bufio.NewReadWriter(bufio.NewReaderSize(u.conn, readBuffer), bufio.NewWriterSize(u.conn, writeBuffer)), nil
+}
+
+// hijack takes a connection over from the HTTP server, and what that had read ahead.
+func hijack(w http.ResponseWriter) (net.Conn, []byte, error) {
+	conn, rw, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		return nil, nil, err
+	}
+	early, err := rw.Reader.Peek(rw.Reader.Buffered())
+	if err != nil {
+		_ = conn.Close()
+		return nil, nil, err
+	}
+	return conn, append([]byte(nil), early...), nil
+}
+
+// websocket serves WebSockets; topics are those of a client that names none.
+func (s *Server) websocket(topics []string) httprouter.Handle {
+	return func(w http.ResponseWriter, r *http.Request, _ httprouter.Params) {
+		if !s.checkReader(w, r) {
+			return
+		}
+		client, ok := client(w, r, wire.WebSocket, topics)
+		if !ok {
+			return
+		}
+		reader := &socketReader{server: s}
+		up := &upgrade{ResponseWriter: w}
+		var err error
+		reader.library, err = websocket.Accept(up, r, &websocket.AcceptOptions{
+			InsecureSkipVerify: true, // checkReader did, and said why not
+			OnPingReceived:     func(context.Context, []byte) bool { reader.conn.heard(); return true },
+			OnPongReceived:     func(context.Context, []byte) { reader.conn.heard() },
+		})
+		if err != nil {
+			if up.conn != nil {
+				_ = up.conn.Close()
+			}
+			return
+		}
+		reader.socket = up.conn
+		reader.library.SetReadLimit(wire.MaxClientFrame)
+		client.Socket = up.conn
+		s.reading(up.conn, func() { reader.run(client) })
+		// The handler returns, which frees the request and the HTTP server's buffers.
+	}
+}
+
+// hubConn is a connection in the hub, or none because the client is sent away.
+type hubConn struct{ *hub.Conn }
+
+func (c hubConn) heard() {
+	if c.Conn != nil {
+		c.Heard()
+	}
+}
+
+// socketReader reads what one WebSocket's client sends.
+type socketReader struct {
+	server  *Server
+	library *websocket.Conn
+	socket  *socket.Conn
+	conn    hubConn
+}
+
+func (r *socketReader) run(client hub.Client) {
+	defer r.server.leave()
+	refusal := r.server.admit()
+	if refusal == nil {
+		conn, err := r.server.config.Hub.Attach(client)
+		if err != nil {
+			refusal = &trumpet.EndingDraining
+		} else {
+			r.conn = hubConn{conn}
+			r.socket.OnBlocked(conn.Blocked)
+		}
+	}
+	if refusal != nil {
+		_, _ = r.socket.TryWrite(wire.AppendEnding(nil, wire.WebSocket, *refusal))
+		r.socket.Finish()
+	}
+	err := r.read()
+	if r.conn.Conn != nil {
+		if !broken(err) {
+			// The library has said what was wrong. The client reads that only if the
+			// socket is not closed with something unread.
+			r.conn.Detach()
+			linger(r.socket)
+		}
+		_ = r.library.CloseNow()
+		_ = r.socket.Close()
+		r.conn.Detach()
+		return
+	}
+	_ = r.library.CloseNow()
+	_ = r.socket.Close()
+}
+
+// read reads until the connection ends.
+func (r *socketReader) read() error {
+	over := false
+	for {
+		// The hub ends a read by closing the socket, or by its deadline.
+		kind, message, err := r.library.Read(context.Background())
+		if err != nil {
+			return err
+		}
+		r.conn.heard()
+		if over || r.conn.Conn == nil {
+			continue
+		}
+		if err := r.obey(kind, message); err != nil {
+			over = true
+			ending := trumpet.EndingBadRequest
+			ending.Message = err.Error()
+			r.conn.End(ending)
+		}
+	}
+}
+
+func (r *socketReader) obey(kind websocket.MessageType, message []byte) error {
+	if kind != websocket.MessageText {
+		return errors.New("messages are text frames with JSON, not binary ones")
+	}
+	command, err := wire.ParseClientFrame(message)
+	if err != nil {
+		return err
+	}
+	return r.conn.Change(command)
+}
+
+// broken reports whether a read ended because the connection did, and not because of what
+// was read.
+func broken(err error) bool {
+	var closed websocket.CloseError
+	var network net.Error
+	return errors.As(err, &closed) || errors.As(err, &network) || errors.Is(err, io.EOF) ||
+		errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed)
+}
+
+// linger reads a little of what the peer still sends, so that it can read our last words.
+func linger(conn *socket.Conn) {
+	const most = 64 << 10
+	conn.Finish()
+	buf := make([]byte, readBuffer)
+	for total := 0; total < most; {
+		n, err := conn.Read(buf)
+		if err != nil {
+			return
+		}
+		total += n
+	}
+}

@@ -1,11 +1,12 @@
 package postgres
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/user"
+	"runtime"
 	"strconv"
-	"syscall"
 )
 
 // owner is the user that a server runs as; nil means the user that we are.
@@ -16,6 +17,9 @@ type owner struct {
 
 // findOwner returns whom to run Postgres as.
 func findOwner() (*owner, error) {
+	if runtime.GOOS == "windows" {
+		return nil, errors.New("a private Postgres needs a Unix system: run the demo in WSL, or use a server of yours with trumpet serve")
+	}
 	if os.Geteuid() != 0 {
 		return nil, nil
 	}
@@ -42,14 +46,4 @@ func (o *owner) give(path string) error {
 		return fmt.Errorf("give directory to %s: %w", o.name, err)
 	}
 	return nil
-}
-
-// attributes put a process into a group of its own, so that Ctrl-C in a terminal does
-// not reach it before us, and make it the owner's.
-func (o *owner) attributes() *syscall.SysProcAttr {
-	attributes := &syscall.SysProcAttr{Setpgid: true}
-	if o != nil {
-		attributes.Credential = &syscall.Credential{Uid: o.uid, Gid: o.gid}
-	}
-	return attributes
 }

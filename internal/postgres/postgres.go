@@ -73,6 +73,10 @@ func Start(ctx context.Context, options Options) (*Server, error) {
 	if logger == nil {
 		logger = slog.New(slog.DiscardHandler)
 	}
+	owner, err := findOwner()
+	if err != nil {
+		return nil, err
+	}
 	if options.Bindir == "" {
 		bindir, err := FindBindir()
 		if err != nil {
@@ -81,10 +85,6 @@ func Start(ctx context.Context, options Options) (*Server, error) {
 		options.Bindir = bindir
 	}
 	version, err := binaryVersion(ctx, options.Bindir)
-	if err != nil {
-		return nil, err
-	}
-	owner, err := findOwner()
 	if err != nil {
 		return nil, err
 	}
@@ -242,6 +242,9 @@ func (s *Server) Version() string { return s.version }
 
 // Port is the TCP port on 127.0.0.1. It stays the same over Stop and Restart.
 func (s *Server) Port() int { return s.port }
+
+// Bindir is where the server's programs are.
+func (s *Server) Bindir() string { return s.options.Bindir }
 
 // Dir holds everything of the server.
 func (s *Server) Dir() string { return s.dir }

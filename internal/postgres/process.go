@@ -14,7 +14,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -78,7 +77,7 @@ func (s *Server) initdb(ctx context.Context, passwordFile string) error {
 	switch {
 	case err == nil:
 		return nil
-	case s.owner != nil && bytes.Contains(out, []byte("could not access directory")), errors.Is(err, os.ErrPermission):
+	case s.owner != nil && bytes.Contains(out, []byte("ermission denied")):
 		return fmt.Errorf("make database in %s: Postgres does not run as root, and the user %s cannot reach that directory; name another one (%s)",
 			s.dir, s.owner.name, lastLine(out))
 	}
@@ -199,33 +198,6 @@ func (s *Server) ping(ctx context.Context) error {
 		return err
 	}
 	return conn.Close(ctx)
-}
-
-// interrupt asks the server for a fast shutdown.
-func (p *process) interrupt() error { return p.signal(syscall.SIGINT) }
-
-// kill ends the server and all its sessions at once. The server is held still first,
-// so that it starts no session while they are counted.
-func (p *process) kill() error {
-	if err := p.signal(syscall.SIGSTOP); err != nil {
-		return err
-	}
-	for _, child := range children(p.pid) {
-		_ = syscall.Kill(child, syscall.SIGKILL) // it may have ended by itself
-	}
-	return p.signal(syscall.SIGKILL)
-}
-
-func (p *process) signal(signal syscall.Signal) error {
-	select {
-	case <-p.done:
-		return nil // the number may be somebody else's by now
-	default:
-	}
-	if err := syscall.Kill(p.pid, signal); err != nil && !errors.Is(err, syscall.ESRCH) {
-		return err
-	}
-	return nil
 }
 
 // children lists the processes that pid started, where the system tells (Linux).

@@ -18,11 +18,8 @@ type deliverer struct {
 	collected *collector
 	started   bool            // the sink was Reset once
 	last      trumpet.EventID // the newest record taken, given on or collected
-	listening bool
-	lagging   bool  // the log must be read up to target before anything else
-	target    int64 // the highest position known to be in the log
-	heartbeat int64 // the head that the last heartbeat told of
-	forged    bool  // one forged notification was logged
+	heartbeat int64           // the head that the last heartbeat told of
+	forged    bool            // one forged notification was logged
 }
 
 func newDeliverer(b *Bus) *deliverer {
@@ -63,10 +60,8 @@ func (d *deliverer) run(ctx context.Context) error {
 func (d *deliverer) take(ctx context.Context, a *arrival) error {
 	switch {
 	case a.connected != nil:
-		d.listening = true
 		return d.connected(ctx, a.connected.id)
 	case a.disconnected:
-		d.listening = false
 		d.collected.flush()
 		if d.bus.status.connected.Swap(false) {
 			d.bus.sink.Stale()

@@ -1,0 +1,186 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/trumpet-realtime/trumpet"
+)
+
+// serveFlags are the configuration of one worker.
+type serveFlags struct {
+	database       databaseFlags
+	listen         string
+	auth           oneOf
+	insecure       bool
+	worker         string
+	channels       channelFlag
+	allowOrigins   []string
+	drain          time.Duration
+	retention      time.Duration
+	maxConnections int
+	logs           logFlags
+}
+
+func newServe(io streams) *cobra.Command {
+	var f serveFlags
+	command := &cobra.Command{
+		Use:   "serve",
+		Short: "Run a worker: WebSocket, SSE and the pages over HTTP",
+		Long: `Run a worker: WebSocket, SSE and the pages over HTTP. Run as many as you like against one
+database; none is special.
+
+SIGTERM or Ctrl-C drains: clients are sent to other workers over the time of --drain. A second
+one ends it at once.`,
+		Example: `  trumpet serve --database-url postgres://trumpet_worker@/app
+  TRUMPET_LISTEN=127.0.0.1:8767 trumpet serve`,
+		Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			if err := f.check(); err != nil {
+				return usageError{err}
+			}
+			if _, err := f.database.parse(); err != nil {
+				return err
+			}
+			return f.serve(c.Context(), f.logs.logger(io.err))
+		},
+	}
+	flags := command.Flags()
+	f.database.add(flags)
+	flags.StringVarP(&f.listen, "listen", "l", "127.0.0.1:8766", "listen on this `host:port`; port 0 lets the kernel choose")
+	f.auth = oneOf{"none", []string{"none", "jwt"}}
+	flags.Var(&f.auth, "auth", "who may connect; none, everybody, is for loopback addresses behind a proxy; jwt comes in a later version")
+	flags.BoolVar(&f.insecure, "insecure", false, "let --auth none listen on an address that others can reach")
+	flags.StringVar(&f.worker, "worker", "", "this worker's `name` in status and logs (default this machine's name and the port)")
+	f.channels.add(flags)
+	flags.StringSliceVar(&f.allowOrigins, "allow-origin", nil, "let pages of this `origin`, such as https://app.example.com, connect too; may be repeated (default the worker's own)")
+	flags.DurationVar(&f.drain, "drain", 5*time.Second, "at the end, send clients away spread over this time")
+	flags.DurationVar(&f.retention, "retention", 24*time.Hour, "keep the log this long for clients that come back")
+	flags.IntVar(&f.maxConnections, "max-connections", 20000, "refuse more than `n` clients")
+	f.logs.add(flags, "info")
+	withTwin(flags, "listen", "auth", "insecure", "worker", "allow-origin", "drain", "retention", "max-connections")
+	return command
+}
+
+// check refuses what is wrong or unsafe, and says what to do.
+func (f *serveFlags) check() error {
+	host, _, err := net.SplitHostPort(f.listen)
+	if err != nil {
+		return fmt.Errorf("--listen %q: it is host:port, such as 127.0.0.1:8766 (%s)", f.listen, addressReason(err))
+	}
+	if f.auth.value == "jwt" {
+		return fmt.Errorf("--auth jwt is not in this version yet; listen on loopback with --auth none, behind a proxy that knows who may connect")
+	}
+	if !isLoopback(host) && !f.insecure {
+		return fmt.Errorf("--auth none on %s would let everybody who reaches it read and broadcast; "+
+			"listen on 127.0.0.1 behind a proxy, or add --insecure if that network is yours alone", f.listen)
+	}
+	switch {
+	case f.drain < 0:
+		return fmt.Errorf("--drain %v: it cannot be negative", f.drain)
+	case f.retention < time.Minute:
+		return fmt.Errorf("--retention %v: at least 1m, or clients that reconnect cannot go on", f.retention)
+	case f.maxConnections < 1:
+		return fmt.Errorf("--max-connections %d: at least 1", f.maxConnections)
+	}
+	return nil
+}
+
+func addressReason(err error) string {
+	if addr, ok := err.(*net.AddrError); ok { //nolint:errorlint // SplitHostPort gives it as it is
+		return addr.Err
+	}
+	return err.Error()
+}
+
+// isLoopback reports whether only this machine can reach a host to listen on.
+func isLoopback(host string) bool {
+	if strings.EqualFold(host, "localhost") {
+		return true
+	}
+	address, err := netip.ParseAddr(host)
+	return err == nil && address.Unmap().IsLoopback()
+}
+
+func (f *serveFlags) serve(ctx context.Context, logger *slog.Logger) error {
+	listener, err := listen(ctx, f.listen)
+	if err != nil {
+		return err
+	}
+	name := f.worker
+	if name == "" {
+		name = defaultName(listener.Addr())
+	}
+	w, err := newWorker(workerConfig{
+		database:       f.database.url,
+		name:           name,
+		listener:       listener,
+		channels:       f.channels.names,
+		allowOrigins:   f.allowOrigins,
+		drain:          f.drain,
+		retention:      f.retention,
+		maxConnections: f.maxConnections,
+		logger:         logger,
+	})
+	if err != nil {
+		listener.Close()
+		return usageError{err} // nothing was begun: a setting is wrong
+	}
+	return w.run(ctx)
+}
+
+// defaultName is the machine's name with the port: the address itself is 127.0.0.1 everywhere.
+func defaultName(address net.Addr) string {
+	_, port, err := net.SplitHostPort(address.String())
+	if err != nil {
+		return address.String()
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		return address.String()
+	}
+	return net.JoinHostPort(host, port)
+}
+
+// listen opens a TCP port, or says what to do.
+func listen(ctx context.Context, address string) (net.Listener, error) {
+	var config net.ListenConfig
+	listener, err := config.Listen(ctx, "tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("cannot listen on %s: %w", address, innermost(err))
+	}
+	return listener, nil
+}
+
+// channelFlag are the channels on which a raw NOTIFY is heard.
+type channelFlag struct{ names []string }
+
+func (c *channelFlag) add(flags *pflag.FlagSet) {
+	c.names = []string{"dispatch"}
+	flags.Var(c, "channels", "hear raw NOTIFY on these channels, a,b; the channel is the topic; an empty list hears none")
+	withTwin(flags, "channels")
+}
+
+func (c *channelFlag) String() string { return strings.Join(c.names, ",") }
+func (c *channelFlag) Type() string   { return "names" }
+func (c *channelFlag) Set(value string) error {
+	if strings.TrimSpace(value) == "" {
+		c.names = []string{}
+		return nil
+	}
+	names, err := trumpet.ParseTopics(value)
+	if err != nil {
+		return err
+	}
+	c.names = names
+	return nil
+}

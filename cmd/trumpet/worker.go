@@ -1,0 +1,163 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/julienschmidt/httprouter"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/trumpet-realtime/trumpet/pgbus"
+	"github.com/trumpet-realtime/trumpet/server"
+	"github.com/trumpet-realtime/trumpet/server/hub"
+)
+
+// workerConfig is what a worker is made of.
+type workerConfig struct {
+	database       string
+	name           string
+	listener       net.Listener // closed by run
+	channels       []string
+	allowOrigins   []string
+	drain          time.Duration
+	retention      time.Duration
+	maxConnections int
+	logger         *slog.Logger
+	routes         map[string]http.Handler // "GET /path", beside the server's own
+}
+
+// worker is one Trumpet worker: a bus, the hub that it fills, and the server of that hub.
+type worker struct {
+	listener net.Listener
+	hub      *hub.Hub
+	bus      *pgbus.Bus
+	server   *server.Server
+	logger   *slog.Logger
+	drain    time.Duration
+	ready    *readySink
+}
+
+// newWorker ties the rooms together, in the order of the data. Nothing is connected yet, but
+// the hub has goroutines: run, or close, ends them.
+func newWorker(c workerConfig) (*worker, error) {
+	fanout, err := hub.New(hub.Config{Worker: c.name, Logger: c.logger})
+	if err != nil {
+		return nil, err
+	}
+	w := &worker{listener: c.listener, hub: fanout, logger: c.logger, drain: c.drain, ready: &readySink{Hub: fanout, live: make(chan struct{})}}
+	w.bus, err = pgbus.New(pgbus.Config{
+		ConnString: c.database,
+		Channels:   c.channels,
+		Worker:     c.name,
+		Retention:  c.retention,
+		Logger:     c.logger,
+		// Called while run runs, when the server is there.
+		Answer: func() json.RawMessage { return w.server.Answer() },
+	}, w.ready)
+	if err != nil {
+		fanout.Close()
+		return nil, err
+	}
+	fanout.UseLog(w.bus)
+	w.server, err = server.New(server.Config{
+		Worker:         c.name,
+		Version:        versionText(),
+		Hub:            fanout,
+		Publisher:      w.bus,
+		Cluster:        cluster{w.bus},
+		Logger:         c.logger,
+		AllowedOrigins: c.allowOrigins,
+		MaxConnections: c.maxConnections,
+		Drain:          max(c.drain, 1), // zero would be the server's default
+		Mount:          mount(c.routes),
+	})
+	if err != nil {
+		fanout.Close()
+		return nil, err
+	}
+	return w, nil
+}
+
+// mount adds routes to the server's.
+func mount(routes map[string]http.Handler) func(*httprouter.Router) {
+	return func(router *httprouter.Router) {
+		for route, handler := range routes {
+			method, path, _ := strings.Cut(route, " ")
+			router.Handler(method, path, handler)
+		}
+	}
+}
+
+// run works until ctx ends, then sends the clients away while the bus still delivers, and
+// then ends the bus. It also ends when the bus finds what it cannot mend.
+func (w *worker) run(ctx context.Context) error {
+	defer w.hub.Close()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	// The bus outlives ctx: who is not yet sent away still gets events.
+	busCtx, stopBus := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopBus()
+
+	var group errgroup.Group
+	group.Go(func() error {
+		defer cancel()
+		return w.bus.Run(busCtx)
+	})
+	group.Go(func() error {
+		defer stopBus()
+		return w.server.Serve(ctx, w.listener)
+	})
+	w.logger.Info("serving", "address", w.listener.Addr().String(), "version", versionText())
+	err := group.Wait()
+	w.logger.Info("stopped")
+	return err
+}
+
+// close ends a worker that does not run.
+func (w *worker) close() { w.hub.Close() }
+
+// waitReady waits until the bus has caught up.
+func (w *worker) waitReady(ctx context.Context) error {
+	select {
+	case <-w.ready.live:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// readySink is the hub, and tells when the bus is live for the first time.
+type readySink struct {
+	*hub.Hub
+	once sync.Once
+	live chan struct{}
+}
+
+// Live passes on.
+func (s *readySink) Live() {
+	s.Hub.Live()
+	s.once.Do(func() { close(s.live) })
+}
+
+// cluster is how the server sees the bus.
+type cluster struct{ bus *pgbus.Bus }
+
+func (c cluster) Status() server.BusStatus {
+	s := c.bus.Status()
+	return server.BusStatus{Connected: s.Connected, Head: s.Head, LastHeard: s.LastHeard, Sequencing: s.Sequencing}
+}
+
+func (c cluster) Ask(ctx context.Context) ([]json.RawMessage, int, error) {
+	answers, alive, err := c.bus.Ask(ctx)
+	if err != nil {
+		return answers, alive, fmt.Errorf("ask workers: %w", err)
+	}
+	return answers, alive, nil
+}

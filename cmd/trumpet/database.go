@@ -65,13 +65,18 @@ func (d *databaseFlags) withConn(ctx context.Context, command string, f func(*pg
 	if err != nil {
 		return err
 	}
-	defer func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
-		defer cancel()
-		_ = conn.Close(ctx) // the command is done, or said why not
-	}()
+	defer closeConn(ctx, conn)
 	return f(conn)
 }
+
+func closeConn(ctx context.Context, conn *pgx.Conn) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	defer cancel()
+	_ = conn.Close(ctx) // what it was for is done, or it was said why not
+}
+
+// unreachableError: Postgres did not answer, and may later.
+type unreachableError struct{ error }
 
 // target is a database in words, without its password.
 func target(config *pgx.ConnConfig) string {
@@ -84,14 +89,16 @@ func target(config *pgx.ConnConfig) string {
 
 // explainConnect says what was tried, what went wrong, and what to do.
 func explainConnect(config *pgx.ConnConfig, err error) error {
-	hint := ""
 	var (
-		pg      *pgconn.PgError
-		resolve *net.DNSError
+		hint     string
+		answered bool
+		pg       *pgconn.PgError
+		resolve  *net.DNSError
 	)
 	switch {
 	case errors.As(err, &pg):
 		err = errors.New(pg.Message)
+		answered = pg.Code[:2] != "57" && pg.Code[:2] != "53" // starting up or ending, or full
 		switch pg.Code {
 		case "28P01":
 			hint = "check the password (in the URL, $PGPASSWORD or ~/.pgpass)"
@@ -119,6 +126,9 @@ func explainConnect(config *pgx.ConnConfig, err error) error {
 	message := fmt.Sprintf("cannot connect to %s: %s", target(config), oneLine(err))
 	if hint != "" {
 		message += "; " + hint
+	}
+	if !answered {
+		return unreachableError{errors.New(message)}
 	}
 	return errors.New(message)
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -14,6 +15,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/trumpet-realtime/trumpet"
+	"github.com/trumpet-realtime/trumpet/sql"
 )
 
 // serveFlags are the configuration of one worker.
@@ -129,13 +131,33 @@ func (f *serveFlags) serve(ctx context.Context, logger *slog.Logger) error {
 		drain:          f.drain,
 		retention:      f.retention,
 		maxConnections: f.maxConnections,
-		logger:         logger,
+		logger:         logger.With("worker", name),
 	})
 	if err != nil {
 		listener.Close()
 		return usageError{err} // nothing was begun: a setting is wrong
 	}
+	if err := f.checkDatabase(ctx, logger); err != nil {
+		w.close()
+		return interrupted(ctx, err)
+	}
 	return w.run(ctx)
+}
+
+// checkDatabase says in plain words what only a person can mend: the bus would say it in the
+// words of the driver. A Postgres that is out of reach is waited for by the bus.
+func (f *serveFlags) checkDatabase(ctx context.Context, logger *slog.Logger) error {
+	conn, err := f.database.connect(ctx, "serve")
+	var unreachable unreachableError
+	if errors.As(err, &unreachable) {
+		logger.Warn("postgres is out of reach, waiting for it", "error", err)
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer closeConn(ctx, conn)
+	return sql.Check(ctx, conn)
 }
 
 // defaultName is the machine's name with the port: the address itself is 127.0.0.1 everywhere.

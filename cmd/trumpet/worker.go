@@ -40,7 +40,6 @@ type worker struct {
 	bus      *pgbus.Bus
 	server   *server.Server
 	logger   *slog.Logger
-	drain    time.Duration
 	ready    *readySink
 }
 
@@ -51,7 +50,10 @@ func newWorker(c workerConfig) (*worker, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &worker{listener: c.listener, hub: fanout, logger: c.logger, drain: c.drain, ready: &readySink{Hub: fanout, live: make(chan struct{})}}
+	w := &worker{
+		listener: c.listener, hub: fanout, logger: c.logger,
+		ready: &readySink{Hub: fanout, live: make(chan struct{})},
+	}
 	w.bus, err = pgbus.New(pgbus.Config{
 		ConnString: c.database,
 		Channels:   c.channels,
@@ -120,8 +122,11 @@ func (w *worker) run(ctx context.Context) error {
 	return err
 }
 
-// close ends a worker that does not run.
-func (w *worker) close() { w.hub.Close() }
+// close ends a worker that never ran.
+func (w *worker) close() {
+	w.listener.Close()
+	w.hub.Close()
+}
 
 // waitReady waits until the bus has caught up.
 func (w *worker) waitReady(ctx context.Context) error {

@@ -12,12 +12,8 @@ import (
 	"github.com/trumpet-realtime/trumpet/server/wire"
 )
 
-const (
-	// patrol is how often a drainer that waits for its client looks whether to go on.
-	patrol = 500 * time.Millisecond
-	// farewell is how long the last words to a client may take.
-	farewell = time.Second
-)
+// patrol is how often a drainer that waits for its client looks whether to go on.
+const patrol = 500 * time.Millisecond
 
 // endError is the error of a drainer that must end its connection.
 type endError struct{ ending trumpet.Ending }
@@ -79,7 +75,7 @@ func (c *Conn) drain(ctx context.Context) {
 // bye writes the last bytes, if the client takes them soon.
 func (d *drainer) bye(b []byte) {
 	d.lost = true
-	deadline := time.Now().Add(farewell)
+	deadline := time.Now().Add(d.hub.config.farewell)
 	if _, err := d.socket.WriteUntil(b, deadline); err != nil {
 		_ = d.socket.Close()
 		return

@@ -64,6 +64,9 @@ type Config struct {
 	// many are held at once while they are written to clients.
 	LogPages int
 	Logger   *slog.Logger
+
+	// farewell is how long the last words to a client may take; default 1 s.
+	farewell time.Duration
 }
 
 func (c Config) withDefaults() Config {
@@ -75,6 +78,7 @@ func (c Config) withDefaults() Config {
 	c.Ping = cmp.Or(c.Ping, 25*time.Second)
 	c.Patience = cmp.Or(c.Patience, 5*time.Second)
 	c.LogPages = cmp.Or(c.LogPages, 4)
+	c.farewell = cmp.Or(c.farewell, time.Second)
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -118,6 +122,18 @@ type Hub struct {
 
 // New returns a hub whose shards run until Close.
 func New(config Config) (*Hub, error) {
+	h, err := newHub(config)
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range h.shards {
+		h.loops.Go(s.run)
+	}
+	return h, nil
+}
+
+// newHub returns a hub that stands still.
+func newHub(config Config) (*Hub, error) {
 	config = config.withDefaults()
 	if err := config.validate(); err != nil {
 		return nil, err
@@ -132,9 +148,6 @@ func New(config Config) (*Hub, error) {
 	h.pages = newPages(h)
 	for range config.Shards {
 		h.shards = append(h.shards, newShard(h))
-	}
-	for _, s := range h.shards {
-		h.loops.Go(s.run)
 	}
 	return h, nil
 }

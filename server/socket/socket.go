@@ -10,6 +10,7 @@
 package socket
 
 import (
+	"cmp"
 	"errors"
 	"net"
 	"os"
@@ -35,6 +36,7 @@ type Conn struct {
 	early     []byte          // read ahead by the HTTP server
 	halfClose bool            // Finish ends the stream, because nothing in it says so
 	patience  time.Duration
+	linger    time.Duration
 	patient   bool
 
 	// attempt is what RawConn.Write calls: made once, so that writing allocates nothing.
@@ -60,6 +62,8 @@ type Config struct {
 	Early []byte
 	// HalfClose: Finish ends the stream of bytes, as SSE needs.
 	HalfClose bool
+	// Linger is how long the peer may take to hang up after Finish; default 1 s.
+	Linger time.Duration
 	// Patience is how long a held socket may go without progress before the kernel gives
 	// up; zero leaves the usual 15 s.
 	Patience time.Duration
@@ -68,7 +72,7 @@ type Config struct {
 // New wraps a connection. A tls.Conn and others without a file descriptor work too, but
 // TryWrite takes nothing from them.
 func New(conn net.Conn, config Config) *Conn {
-	c := &Conn{Conn: conn, early: config.Early, halfClose: config.HalfClose, patience: config.Patience, raw: rawConn(conn)}
+	c := &Conn{Conn: conn, early: config.Early, halfClose: config.HalfClose, patience: config.Patience, linger: cmp.Or(config.Linger, lingerTimeout), raw: rawConn(conn)}
 	c.attempt = c.writeOnce
 	setUserTimeout(c.raw, userTimeout)
 	return c
@@ -269,5 +273,5 @@ func (c *Conn) Finish() {
 	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok && c.halfClose {
 		_ = half.CloseWrite()
 	}
-	_ = c.SetReadDeadline(time.Now().Add(lingerTimeout))
+	_ = c.SetReadDeadline(time.Now().Add(c.linger))
 }

@@ -1,0 +1,85 @@
+package hub
+
+import (
+	"fmt"
+	"io"
+	"testing"
+
+	"github.com/trumpet-realtime/trumpet"
+	"github.com/trumpet-realtime/trumpet/server/socket"
+	"github.com/trumpet-realtime/trumpet/server/wire"
+)
+
+// still returns a hub with one shard that only moves when it is stepped, with clients
+// whose bytes are read by nobody who allocates.
+func still(tb testing.TB, clients int) (*Hub, *shard) {
+	tb.Helper()
+	h, err := newHub(Config{Shards: 1})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	s := h.shards[0]
+	h.Reset(trumpet.EventID{})
+	for i := range clients {
+		near, far := pair(tb, false)
+		tb.Cleanup(func() { _ = near.Close() })
+		go func() { _, _ = io.Copy(io.Discard, far); _ = far.Close() }()
+		c := Client{Format: wire.Format(i % 2), Topics: []string{"a"}, Socket: socket.New(near, socket.Config{})}
+		if _, err := h.Attach(c); err != nil {
+			tb.Fatal(err)
+		}
+	}
+	for s.step() {
+	}
+	return h, s
+}
+
+func encoded(position int64) *node {
+	e := event(position, 0, "a", false, 200)
+	n := eventNode([]trumpet.Event{e}, e.ID)
+	for format := range wire.Formats {
+		n.entries[0].encode(format, false)
+	}
+	return n
+}
+
+func TestDeliveryDoesNotAllocate(t *testing.T) {
+	const runs = 50
+	h, s := still(t, 20)
+	var nodes []*node
+	for i := range int64(2*runs + 10) {
+		nodes = append(nodes, encoded(i+1))
+	}
+	h.list.nodes = append(make([]*node, 0, 1000), h.list.nodes...)
+	deliver := func() {
+		// Two at once, so that frames are joined.
+		h.append(nodes[0], false)
+		h.append(nodes[1], false)
+		nodes = nodes[2:]
+		s.step()
+	}
+	deliver()
+	if n := testing.AllocsPerRun(runs, deliver); n != 0 {
+		t.Errorf("%v allocations for 40 deliveries", n)
+	}
+	if n := h.stats.deliveries.Load(); n < 40*runs {
+		t.Errorf("only %d deliveries", n)
+	}
+}
+
+func BenchmarkDeliver(b *testing.B) {
+	for _, clients := range []int{10, 500} {
+		b.Run(fmt.Sprintf("clients=%d", clients), func(b *testing.B) {
+			h, s := still(b, clients)
+			before := h.stats.deliveries.Load()
+			b.ReportAllocs()
+			position := int64(0)
+			for b.Loop() {
+				position++
+				h.append(encoded(position), false)
+				s.step()
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(h.stats.deliveries.Load()-before), "ns/delivery")
+		})
+	}
+}

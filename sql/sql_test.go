@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 
@@ -13,7 +12,6 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/trumpet-realtime/trumpet/internal/pgtest"
-	"github.com/trumpet-realtime/trumpet/internal/postgres"
 	"github.com/trumpet-realtime/trumpet/sql"
 )
 
@@ -48,24 +46,33 @@ func query1[T any](t *testing.T, conn *pgx.Conn, query string, args ...any) T {
 	return value
 }
 
-// schema is what pg_dump says of the whole database, less what differs by chance.
+// schema describes everything that a database holds outside of Postgres's own schemas.
 func schema(t *testing.T, url string) string {
 	t.Helper()
-	bindir, err := postgres.FindBindir()
+	conn, err := pgx.Connect(t.Context(), url)
 	if err != nil {
 		t.Fatal(err)
 	}
-	out, err := exec.CommandContext(t.Context(), filepath.Join(bindir, "pg_dump"), "--schema-only", url).Output()
-	if err != nil {
-		t.Fatalf("pg_dump: %v", err)
-	}
-	var kept []string
-	for line := range strings.Lines(string(out)) {
-		if !strings.HasPrefix(line, `\restrict`) && !strings.HasPrefix(line, `\unrestrict`) {
-			kept = append(kept, line)
-		}
-	}
-	return strings.Join(kept, "")
+	defer conn.Close(context.Background())
+	return query1[string](t, conn, `
+		with ours as (select oid, nspname, nspacl from pg_namespace where nspname !~ '^pg_' and nspname <> 'information_schema'),
+		rel as (select c.* from pg_class c join ours on ours.oid = c.relnamespace)
+		select coalesce(string_agg(line, E'\n' order by line), '') from (
+			select concat_ws(' ', 'schema', nspname, nspacl) from ours
+			union all select concat_ws(' ', 'relation', oid::regclass, relkind, relacl, reloptions) from rel
+			union all select concat_ws(' ', 'column', a.attrelid::regclass, a.attname, format_type(a.atttypid, a.atttypmod),
+				a.attnotnull, a.attidentity, a.attacl, pg_get_expr(d.adbin, d.adrelid))
+				from pg_attribute a join rel on rel.oid = a.attrelid left join pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
+				where a.attnum > 0 and not a.attisdropped
+			union all select concat_ws(' ', 'constraint', k.conrelid::regclass, k.conname, pg_get_constraintdef(k.oid))
+				from pg_constraint k join ours on ours.oid = k.connamespace
+			union all select concat_ws(' ', 'index', pg_get_indexdef(i.indexrelid)) from pg_index i join rel on rel.oid = i.indrelid
+			union all select concat_ws(' ', 'trigger', pg_get_triggerdef(g.oid)) from pg_trigger g join rel on rel.oid = g.tgrelid where not g.tgisinternal
+			union all select concat_ws(' ', 'view', oid::regclass, pg_get_viewdef(oid)) from rel where relkind = 'v'
+			union all select concat_ws(' ', 'sequence', q.seqrelid::regclass, q.seqcache, q.seqincrement, q.seqmin) from pg_sequence q join rel on rel.oid = q.seqrelid
+			union all select concat_ws(' ', 'function', pg_get_functiondef(p.oid), p.proacl) from pg_proc p join ours on ours.oid = p.pronamespace
+			union all select concat_ws(' ', 'type', y.typname, y.typtype) from pg_type y join ours on ours.oid = y.typnamespace
+		) all_of_it (line)`)
 }
 
 func TestUpDownUp(t *testing.T) {
@@ -116,20 +123,16 @@ func TestPrintedSQLMakesTheSameSchema(t *testing.T) {
 	if _, err := sql.Up(t.Context(), connect(t, byUp)); err != nil {
 		t.Fatal(err)
 	}
-	bindir, err := postgres.FindBindir()
-	if err != nil {
-		t.Fatal(err)
-	}
 	psql := func(down bool) {
 		t.Helper()
 		var script bytes.Buffer
 		if err := sql.Print(&script, down); err != nil {
 			t.Fatal(err)
 		}
-		cmd := exec.CommandContext(t.Context(), filepath.Join(bindir, "psql"), "-v", "ON_ERROR_STOP=1", "-q", byPsql)
+		cmd := exec.CommandContext(t.Context(), "psql", "-v", "ON_ERROR_STOP=1", "-q", byPsql)
 		cmd.Stdin = &script
 		if out, err := cmd.CombinedOutput(); err != nil {
-			t.Fatalf("psql: %v\n%s", err, out)
+			t.Fatalf("psql (on Debian: apt-get install postgresql-client): %v\n%s", err, out)
 		}
 	}
 	empty := schema(t, byPsql)

@@ -28,6 +28,8 @@ const (
 	demoWorkers  = 2
 	// demoDrain is short: nobody waits for a demo to end.
 	demoDrain = 300 * time.Millisecond
+	// demoOutage is how long Postgres stays away when it is killed: long enough to be seen.
+	demoOutage = 3 * time.Second
 	// demoStop bounds the stop of the demo's Postgres.
 	demoStop = 5 * time.Second
 )
@@ -120,6 +122,7 @@ func (f *demoFlags) run(ctx context.Context, io streams) error {
 		group.Go(func() error { return w.run(ctx) })
 	}
 	group.Go(func() error { return app.Run(ctx) })
+	group.Go(func() error { return keepUp(ctx, pg, logger) })
 	group.Go(func() error {
 		for _, w := range workers {
 			if w.waitReady(ctx) != nil {
@@ -134,6 +137,27 @@ func (f *demoFlags) run(ctx context.Context, io streams) error {
 		fmt.Fprintln(io.out, "\nStopped.")
 	}
 	return err
+}
+
+// keepUp starts Postgres again when somebody has killed it, to see what happens.
+func keepUp(ctx context.Context, pg *postgres.Server, logger *slog.Logger) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-pg.Done():
+		}
+		logger.Warn("the private postgres has ended; it is started again in a moment", "after", demoOutage, "its_log", pg.Log())
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(demoOutage):
+		}
+		if err := pg.Restart(ctx); err != nil {
+			return interrupted(ctx, err)
+		}
+		logger.Warn("the private postgres is back")
+	}
 }
 
 // interrupted is nil where Ctrl-C is why something failed.
@@ -289,6 +313,10 @@ Or over HTTP, sent to one worker and followed on the other:
 
   curl -H 'Content-Type: application/json' -d '{"paused": true}' %[4]sdemo/simulator
 
+Kill Postgres: the boards go stale, it comes back, and nothing was missed:
+
+  kill -9 $(head -n 1 %[9]s)
+
 Ctrl-C stops all of it.
-`, versionText(), pg.Version(), data, first, second, psql, pg.URL(demoDatabase), simulator)
+`, versionText(), pg.Version(), data, first, second, psql, pg.URL(demoDatabase), simulator, shellQuote(filepath.Join(pg.Dir(), "data", "postmaster.pid")))
 }

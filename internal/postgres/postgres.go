@@ -90,12 +90,10 @@ func Start(ctx context.Context, options Options) (*Server, error) {
 	}
 	s := &Server{options: options, version: version, port: options.Port, owner: owner, logger: logger}
 	if err := s.prepare(ctx); err != nil {
-		s.removeTemporary()
-		return nil, err
+		return nil, errors.Join(err, s.removeTemporary())
 	}
 	if err := s.start(ctx); err != nil {
-		s.removeTemporary()
-		return nil, err
+		return nil, errors.Join(err, s.removeTemporary())
 	}
 	return s, nil
 }
@@ -129,7 +127,11 @@ func (s *Server) prepare(ctx context.Context) error {
 	if err := s.owner.give(passwordFile); err != nil {
 		return err
 	}
-	return s.initdb(ctx, passwordFile)
+	if err := s.initdb(ctx, passwordFile); err != nil {
+		// The directory is as it was, so that it can be tried again.
+		return errors.Join(err, os.Remove(passwordFile))
+	}
+	return nil
 }
 
 // makeDir makes the directory, or checks that it is one that may be used.
@@ -295,6 +297,15 @@ func (s *Server) Restart(ctx context.Context) error {
 		return err
 	}
 	return s.start(ctx)
+}
+
+// Done is closed when the server that runs now has ended, by itself too. It is nil while
+// none runs.
+func (s *Server) Done() <-chan struct{} {
+	if s.process == nil {
+		return nil
+	}
+	return s.process.done
 }
 
 // PID is the process id of the running server, for faults such as SIGSTOP; 0 if it

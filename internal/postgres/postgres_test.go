@@ -81,6 +81,7 @@ func TestServerKeepsItsPortAndDataOverStopAndKill(t *testing.T) {
 		"stopped":  func() error { return server.Stop(t.Context()) },
 		"killed":   func() error { return server.Kill() },
 		"shot":     func() error { return syscall.Kill(server.PID(), syscall.SIGKILL) },
+		"seen":     func() error { err := syscall.Kill(server.PID(), syscall.SIGKILL); <-server.Done(); return err },
 		"no twice": func() error { _ = server.Stop(t.Context()); return server.Kill() },
 	} {
 		if err := stop(); err != nil {

@@ -155,7 +155,6 @@ func (c *Conn) TryWrite(buf []byte) (int, error) {
 	case c.finished:
 		return 0, net.ErrClosed
 	case c.held: // by a control frame that is cut
-		c.cut = false
 		return 0, nil
 	}
 	n, err := c.try(buf)

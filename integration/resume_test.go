@@ -71,7 +71,7 @@ func TestResumeFromTheLog(t *testing.T) {
 	middle := c.events()[249].ID
 	err := pgx.BeginFunc(t.Context(), conn, func(tx pgx.Tx) error {
 		var batch pgx.Batch
-		for range 12000 {
+		for range 2500 {
 			batch.Queue("insert into jobs (title) values ('one of many')")
 		}
 		return tx.SendBatch(t.Context(), &batch).Close()
@@ -79,7 +79,7 @@ func TestResumeFromTheLog(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.waitEvents(t, 12500)
+	c.waitEvents(t, 3000)
 	w2 := startWorker(t, url, "w2") // it has not seen any of this
 	truth := finish(t, conn, c)
 	for _, w := range []*worker{w1, w2} {

@@ -42,7 +42,11 @@ type writers struct {
 	tokens map[string]int // how many events each committed statement must give
 }
 
-// startWriters starts writers of so many transactions each; 0 is: until stop.
+// pace is between two transactions of a writer that goes on until it is stopped: a steady load,
+// not all that the machine can do.
+const pace = 10 * time.Millisecond
+
+// startWriters starts writers of so many transactions each; 0 is: until stop, at a steady pace.
 func startWriters(t *testing.T, url string, seed uint64, count, transactions int) *writers {
 	t.Helper()
 	w := &writers{tokens: map[string]int{}}
@@ -50,12 +54,17 @@ func startWriters(t *testing.T, url string, seed uint64, count, transactions int
 		conn := connectDatabase(t, url)
 		rng := rand.New(rand.NewPCG(seed, uint64(n)))
 		w.group.Go(func() {
+			tick := time.NewTicker(pace)
+			defer tick.Stop()
 			for i := 0; (transactions == 0 || i < transactions) && !w.stopping.Load(); i++ {
 				if err := w.transaction(t.Context(), conn, rng, fmt.Sprintf("w%d-%d", n, i)); err != nil {
 					if t.Context().Err() == nil {
 						t.Errorf("writer %d: %v", n, err)
 					}
 					return
+				}
+				if transactions == 0 {
+					<-tick.C
 				}
 			}
 		})

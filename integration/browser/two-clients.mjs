@@ -1,0 +1,89 @@
+// Two real windows for the two-client test. The Go test beside it starts everything else,
+// and drives this by lines of JSON on standard input, each answered by one line:
+//
+//   node two-clients.mjs http://127.0.0.1:20001/ http://127.0.0.1:20002/
+//
+// It ends, and its browser with it, when standard input ends.
+
+import { createInterface } from 'node:readline';
+import { chromium } from 'playwright-core';
+
+const PATIENCE = 30_000;
+const executablePath = process.env.CHROMIUM ?? '/usr/bin/chromium';
+const urls = process.argv.slice(2);
+const say = (value) => process.stdout.write(`${JSON.stringify(value)}\n`);
+
+const server = await chromium.launchServer({
+  executablePath,
+  args: [
+    '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
+    '--disable-component-update', '--disable-sync',
+  ],
+});
+say({ pid: server.process().pid });
+
+const windows = [];
+const wrong = [];
+try {
+  const browser = await chromium.connect(server.wsEndpoint());
+  for (const [n, url] of urls.entries()) {
+    // Contexts share nothing, as two people's browsers.
+    const page = await (await browser.newContext({ locale: 'en-GB' })).newPage();
+    const frames = []; // what came over the board's own WebSocket, in order
+    page.on('pageerror', (error) => wrong.push(`window ${n + 1}: ${error.message}`));
+    page.on('websocket', (socket) => socket.on('framereceived', ({ payload }) => frames.push(JSON.parse(payload))));
+    await page.goto(url);
+    await page.locator('#badge[data-state="live"]').waitFor({ timeout: PATIENCE });
+    windows.push({ page, frames });
+  }
+
+  const commands = {
+    /** The names of the workers that the windows' badges show. */
+    workers: () => Promise.all(windows.map(({ page }) => page.locator('#badge .badge-worker').textContent())),
+
+    /** Sends a message from the board's own box. */
+    async send({ window, text }) {
+      const { page } = windows[window];
+      await page.locator('#message').fill(text);
+      await page.locator('#send button').click();
+      await page.waitForFunction(() => !document.querySelector('#message').value, null, { timeout: PATIENCE });
+    },
+
+    /** Waits until every window shows this broadcast. */
+    banner: ({ text }) => Promise.all(windows.map(({ page }) => page.waitForFunction(
+      (wanted) => !document.querySelector('#banner').hidden && document.querySelector('#banner-text').textContent === wanted,
+      text, { timeout: PATIENCE },
+    ))),
+
+    /** Waits until every window shows this card, once, in this lane. */
+    card: ({ text, lane }) => Promise.all(windows.map(async ({ page }) => {
+      // A card that flies from lane to lane is a copy, outside of the lists.
+      const titled = page.locator('.cards > li > .card', { has: page.locator(`h3:text-is(${JSON.stringify(text)})`) });
+      await page.locator(`.lane[data-status="${lane}"]`).locator(titled).waitFor({ timeout: PATIENCE });
+      const count = await titled.count();
+      if (count !== 1) throw new Error(`${count} cards are called ${text}`);
+    })),
+
+    /** The events that came over each board's WebSocket since the last time. */
+    events: () => windows.map(({ frames }) => frames.splice(0).filter((m) => !m.type)),
+
+    /** How many events wait to be taken by `events`. */
+    waiting: () => windows.map(({ frames }) => frames.filter((m) => !m.type).length),
+  };
+
+  say({ ok: true });
+  for await (const line of createInterface({ input: process.stdin })) {
+    const command = JSON.parse(line);
+    try {
+      const value = await commands[command.do](command);
+      say({ ok: true, value: ['workers', 'events', 'waiting'].includes(command.do) ? value : null, wrong: wrong.splice(0) });
+    } catch (error) {
+      const seen = await Promise.all(windows.map(({ page }) => page.locator('#banner-text').textContent().catch(() => '?')));
+      say({ ok: false, error: `${command.do}: ${error.message}`, seen, wrong: wrong.splice(0) });
+    }
+  }
+} catch (error) {
+  say({ ok: false, error: error.message, wrong });
+} finally {
+  await server.close();
+}

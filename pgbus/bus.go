@@ -222,7 +222,7 @@ type Status struct {
 	Gaps       int64 // times that positions were missing and were read from the log
 	LogReads   int64 // pages read from the log
 	Forged     int64 // notifications without a valid signature, dropped
-	Malformed  int64 // signed ones that could not be read; the log was read instead
+	Malformed  int64 // lines or rows that could not be understood; the log was read, or a bulk event given, instead
 	Dropped    int64 // raw notifications that found the inbox full, or were no valid event
 	Pruned     int64 // records that this worker pruned
 }

@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"strings"
 	"time"
 
@@ -187,9 +186,7 @@ func (d *deliverer) catchUp(ctx context.Context, target int64) error {
 			return nil
 		}
 		for i := range records {
-			if err := d.accept(&records[i]); err != nil {
-				return err
-			}
+			d.accept(&records[i])
 		}
 		d.collected.flush()
 	}
@@ -246,24 +243,19 @@ func (d *deliverer) signed(ctx context.Context, payload string) error {
 				return err
 			}
 		default:
-			if err := d.accept(&r); err != nil {
-				return err
-			}
+			d.accept(&r)
 		}
 	}
 	return nil
 }
 
 // accept takes the next record in order.
-func (d *deliverer) accept(r *record) error {
-	if err := d.collected.add(r, d.last); err != nil {
-		return fmt.Errorf("make events: %w", err)
-	}
+func (d *deliverer) accept(r *record) {
+	d.bus.noteMalformed(d.collected.add(r, d.last))
 	d.last = r.lastID()
 	if r.op == trumpet.OpBroadcast {
 		d.bus.published.seenRecord(r.id, d.last)
 	}
-	return nil
 }
 
 // raw takes a NOTIFY that somebody sent on one of the configured channels. A JSON object or

@@ -38,9 +38,7 @@ func (b *Bus) ReadLog(ctx context.Context, after, until trumpet.EventID) (events
 			return nil, trumpet.EventID{}, err
 		}
 		for i := range records {
-			if err := collected.add(&records[i], after); err != nil {
-				return nil, trumpet.EventID{}, err
-			}
+			b.noteMalformed(collected.add(&records[i], after))
 			from = records[i].lastID()
 		}
 		collected.flush()
@@ -50,6 +48,14 @@ func (b *Bus) ReadLog(ctx context.Context, after, until trumpet.EventID) (events
 	}
 	collected.flushAll()
 	return events, upTo, nil
+}
+
+// noteMalformed counts and logs a record that could not be understood.
+func (b *Bus) noteMalformed(err error) {
+	if err != nil {
+		b.status.malformed.Add(1)
+		b.log.Error("a record's rows cannot be understood, clients get a bulk event instead", "error", err)
+	}
 }
 
 // readRecords reads one page of the log.
@@ -98,11 +104,16 @@ func newCollector(give func([]trumpet.Event, trumpet.EventID)) *collector {
 	return &collector{give: give}
 }
 
-// add takes the next record. Of its events those up to after are left out: they were seen.
+// add takes the next record. Of its events those up to after are left out: they were seen. The
+// rows of a record that cannot be understood become one bulk event, so that clients know that
+// they missed something; the error says what was wrong, and the record is taken all the same.
 func (c *collector) add(r *record, after trumpet.EventID) error {
 	events, err := r.events()
 	if err != nil {
-		return fmt.Errorf("position %d: %w", r.position, err)
+		err = fmt.Errorf("position %d: %w", r.position, err)
+		events = []trumpet.Event{{
+			ID: r.lastID(), Topic: r.topic, Op: trumpet.OpBulk, At: r.at, Statement: r.op, Rows: r.rows,
+		}}
 	}
 	for _, event := range events {
 		if event.ID.Compare(after) <= 0 {
@@ -116,7 +127,7 @@ func (c *collector) add(r *record, after trumpet.EventID) error {
 	if !r.more || c.openBytes > maxTransactionBytes {
 		c.closeTransaction()
 	}
-	return nil
+	return err
 }
 
 // closeTransaction makes the open transaction, or the part of it that has come, a whole one.

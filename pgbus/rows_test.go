@@ -160,3 +160,18 @@ func TestCollectorGivesWholeTransactions(t *testing.T) {
 		t.Errorf("given %v", given)
 	}
 }
+
+// A record that cannot be understood must neither stop the bus nor vanish.
+func TestCollectorGivesABulkEventForWhatItCannotUnderstand(t *testing.T) {
+	t.Parallel()
+	var given []trumpet.Event
+	c := newCollector(func(events []trumpet.Event, _ trumpet.EventID) { given = events })
+	broken := record{position: 1, op: trumpet.OpUpdate, topic: "jobs", rows: 2, lastOrdinal: 1, before: json.RawMessage(`[{"a":1}]`), after: json.RawMessage(`[{"a":1},{"a":2}]`)}
+	if err := c.add(&broken, trumpet.EventID{}); err == nil {
+		t.Error("no error")
+	}
+	c.flush()
+	if len(given) != 1 || given[0].Op != trumpet.OpBulk || given[0].Statement != trumpet.OpUpdate || given[0].Rows != 2 || given[0].More {
+		t.Errorf("given %+v", given)
+	}
+}

@@ -77,10 +77,17 @@ func poke(c chan struct{}) {
 func (s *sequencer) run(ctx context.Context) error {
 	for {
 		lastTry := time.Now()
-		if err := s.serve(ctx); err != nil && ctx.Err() == nil {
+		err := s.serve(ctx)
+		if err != nil && ctx.Err() == nil {
 			s.bus.log.Warn("sequencer's session lost", "error", err)
 		}
-		s.bus.status.duty.Store(false)
+		// Whoever had the duty is the first to know that nobody has it now.
+		if s.bus.status.duty.Swap(false) && ctx.Err() == nil {
+			if err := sleep(ctx, jitter(graceForHolder)); err != nil {
+				return err
+			}
+			continue
+		}
 		if err := s.standBy(ctx, lastTry); err != nil {
 			return err
 		}

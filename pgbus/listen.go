@@ -36,7 +36,7 @@ const echoTimeout = 5 * time.Second
 // listen keeps one listening session up until ctx ends.
 func (b *Bus) listen(ctx context.Context) error {
 	var pause backoff
-	everUp := false
+	everUp, failed := false, false // failed: the attempt before
 	for {
 		began := time.Now()
 		up, err := b.session(ctx)
@@ -52,7 +52,15 @@ func (b *Bus) listen(ctx context.Context) error {
 			return fmt.Errorf("connect to Postgres: %w", err)
 		}
 		wait := pause.next(time.Since(began))
-		b.log.Warn("listening session lost, connecting again", "error", err, "was_up", up, "pause", wait)
+		switch {
+		case up:
+			b.log.Warn("listening session lost, connecting again", "error", err)
+		case !failed:
+			b.log.Warn("cannot listen to Postgres, trying again", "error", err)
+		default:
+			b.log.Debug("cannot listen to Postgres, trying again", "error", err, "pause", wait)
+		}
+		failed = !up
 		if err := sleep(ctx, wait); err != nil {
 			return err
 		}
@@ -85,9 +93,10 @@ func (b *Bus) session(ctx context.Context) (up bool, err error) {
 		return false, err
 	}
 	b.inbox.put(arrival{connected: &first})
-	if first.pending {
+	if first.pending || b.status.duty.Load() { // the duty's session may have gone too
 		b.sequencer.lookNow()
 	}
+	b.log.Info("listening to Postgres", "position", first.id.Position)
 	return true, b.receive(ctx, conn)
 }
 

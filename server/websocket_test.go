@@ -1,11 +1,47 @@
 package server_test
 
 import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
 	"testing"
+	"time"
+
+	"github.com/coder/websocket"
 
 	"github.com/trumpet-realtime/trumpet"
+	"github.com/trumpet-realtime/trumpet/server"
 	"github.com/trumpet-realtime/trumpet/server/hub"
 )
+
+// nextEvent reads one event; the hub may tell that it is live before.
+func nextEvent(t *testing.T, conn *websocket.Conn) message {
+	t.Helper()
+	for {
+		if m := next(t, conn); m.Type == "" {
+			return m
+		}
+	}
+}
+
+// expectClose reads until the connection is closed and compares the code.
+func expectClose(t *testing.T, conn *websocket.Conn, code int) {
+	t.Helper()
+	for {
+		_, _, err := conn.Read(within(t))
+		if err == nil {
+			continue
+		}
+		if got := websocket.CloseStatus(err); int(got) != code {
+			t.Fatalf("closed with %d (%v), want %d", got, err, code)
+		}
+		return
+	}
+}
 
 func TestWebSocketLive(t *testing.T) {
 	t.Parallel()
@@ -15,15 +51,294 @@ func TestWebSocketLive(t *testing.T) {
 	if m := expect(t, conn, "ready"); m.Resumed || m.Worker != "w1" || m.ID != "0.0-00000000" {
 		t.Fatalf("ready is %+v", m)
 	}
-	// The hub may have become live just behind.
 	w.give(broadcast(1, "dispatch"), broadcast(2, "elsewhere"), broadcast(3, "jobs"))
 	for _, want := range []int64{1, 3} {
-		m := next(t, conn)
-		for m.Type != "" {
-			m = next(t, conn)
-		}
-		if id := (trumpet.EventID{Position: want, Tag: uint32(want)}); m.ID != id.String() {
+		if m, id := nextEvent(t, conn), (trumpet.EventID{Position: want, Tag: uint32(want)}); m.ID != id.String() {
 			t.Fatalf("got %+v, want %v", m, id)
 		}
+	}
+}
+
+func TestWebSocketResume(t *testing.T) {
+	t.Parallel()
+	w := start(t, hub.Config{}, nil)
+	w.begin()
+	w.give(broadcast(1, "jobs"))
+	w.give(broadcast(2, "jobs"), broadcast(3, "jobs"))
+	conn := w.dial(t, "/ws?topics=jobs&since=2.0-00000002")
+	if m := nextEvent(t, conn); m.ID != "3.0-00000003" {
+		t.Fatalf("got %+v", m)
+	}
+	if m := expect(t, conn, "ready"); !m.Resumed || m.ID != "3.0-00000003" {
+		t.Fatalf("got %+v", m)
+	}
+	bad := w.dial(t, "/ws?topics=jobs&since=nonsense")
+	if m := expect(t, bad, "reset"); m.Reason != "invalid" {
+		t.Fatalf("got %+v", m)
+	}
+	if m := expect(t, bad, "ready"); m.Resumed {
+		t.Fatalf("got %+v", m)
+	}
+}
+
+func TestWebSocketSubscribe(t *testing.T) {
+	t.Parallel()
+	w := start(t, hub.Config{}, nil)
+	w.begin()
+	conn := w.dial(t, "/ws")
+	expect(t, conn, "ready")
+	if err := conn.Write(within(t), websocket.MessageText, []byte(`{"type":"subscribe","topics":["jobs"]}`)); err != nil {
+		t.Fatal(err)
+	}
+	m := next(t, conn)
+	for m.Type == "stale" || m.Type == "live" {
+		m = next(t, conn)
+	}
+	if m.Type != "subscribed" || len(m.Topics) != 1 {
+		t.Fatalf("got %+v", m)
+	}
+	w.give(broadcast(1, "jobs"))
+	if m := nextEvent(t, conn); m.Topic != "jobs" {
+		t.Fatalf("got %+v", m)
+	}
+	// A client that pings is answered, and nothing else is disturbed.
+	ctx := conn.CloseRead(within(t))
+	if err := conn.Ping(ctx); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestWebSocketBadRequests(t *testing.T) {
+	t.Parallel()
+	w := start(t, hub.Config{}, nil)
+	w.begin()
+	for name, test := range map[string]struct {
+		kind websocket.MessageType
+		text string
+		code int
+	}{
+		"not JSON":     {websocket.MessageText, "hello", 4500},
+		"other type":   {websocket.MessageText, `{"type":"publish","topics":["a"]}`, 4500},
+		"binary":       {websocket.MessageBinary, `{"type":"subscribe","topics":["a"]}`, 4500},
+		"too large":    {websocket.MessageText, `"` + strings.Repeat("x", 17<<10) + `"`, 1009},
+		"much too big": {websocket.MessageText, `"` + strings.Repeat("x", 60<<10) + `"`, 1009},
+	} {
+		t.Run(name, func(t *testing.T) {
+			conn := w.dial(t, "/ws")
+			expect(t, conn, "ready")
+			if err := conn.Write(within(t), test.kind, []byte(test.text)); err != nil {
+				t.Fatal(err)
+			}
+			expectClose(t, conn, test.code)
+		})
+	}
+	if n := w.hub.Stats().Endings["bad_request"]; n != 3 {
+		t.Errorf("%d bad requests were counted", n)
+	}
+}
+
+// Frames that no library would send are answered with the code that RFC 6455 names.
+func TestMalformedFrames(t *testing.T) {
+	t.Parallel()
+	w := start(t, hub.Config{}, nil)
+	w.begin()
+	mask := "\x00\x00\x00\x00"
+	for name, frame := range map[string]string{
+		"reserved bits":          "\xf1\x80" + mask,
+		"reserved opcode":        "\x83\x80" + mask,
+		"long control frame":     "\x89\xfe\x00\x7e" + mask + strings.Repeat("x", 126),
+		"fragmented ping":        "\x09\x80" + mask,
+		"continuation of none":   "\x80\x80" + mask,
+		"text within a fragment": "\x01\x81" + mask + "x" + "\x81\x81" + mask + "x",
+	} {
+		t.Run(name, func(t *testing.T) {
+			conn, read := w.upgrade(t)
+			if _, err := io.WriteString(conn, frame); err != nil {
+				t.Fatal(err)
+			}
+			if code := closeCode(t, read); code != 1002 {
+				t.Errorf("closed with %d", code)
+			}
+		})
+	}
+}
+
+// upgrade opens a WebSocket by hand.
+func (w *worker) upgrade(t *testing.T) (net.Conn, *bufio.Reader) {
+	t.Helper()
+	conn, err := net.Dial("tcp", w.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	_ = conn.SetDeadline(time.Now().Add(limit))
+	_, _ = fmt.Fprintf(conn, "GET /ws HTTP/1.1\r\nHost: %s\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n", w.addr)
+	read := bufio.NewReader(conn)
+	response, err := http.ReadResponse(read, nil)
+	if err != nil || response.StatusCode != http.StatusSwitchingProtocols {
+		t.Fatalf("got %v, %v", response, err)
+	}
+	return conn, read
+}
+
+// closeCode reads short frames until one closes.
+func closeCode(t *testing.T, read *bufio.Reader) int {
+	t.Helper()
+	for {
+		head := make([]byte, 2)
+		if _, err := io.ReadFull(read, head); err != nil {
+			t.Fatal(err)
+		}
+		body := make([]byte, head[1])
+		if _, err := io.ReadFull(read, body); err != nil {
+			t.Fatal(err)
+		}
+		if head[0] == 0x88 {
+			return int(body[0])<<8 | int(body[1])
+		}
+	}
+}
+
+func TestWebSocketIsNotAPage(t *testing.T) {
+	t.Parallel()
+	w := start(t, hub.Config{}, nil)
+	response, p := w.get(t, "/ws", nil)
+	if response.StatusCode != http.StatusUpgradeRequired || p.Status != http.StatusUpgradeRequired || p.Detail == "" {
+		t.Errorf("got %d, %+v", response.StatusCode, p)
+	}
+}
+
+func TestConnectionLimit(t *testing.T) {
+	t.Parallel()
+	w := start(t, hub.Config{}, func(c *server.Config, _ *backend) { c.MaxConnections = 2 })
+	w.begin()
+	first := w.dial(t, "/ws")
+	expect(t, first, "ready")
+	stream := w.open(t, "/api/stream", nil)
+	stream.expect(t, "ready")
+	expectClose(t, w.dial(t, "/ws"), 4009)
+	refused := w.open(t, "/api/stream", nil)
+	if m := refused.expect(t, "error"); m.Code != "limit" {
+		t.Errorf("got %+v", m)
+	}
+	refused.expectEOF(t)
+	if n := w.hub.Stats().Endings["limit"]; n != 2 {
+		t.Errorf("%d refusals were counted", n)
+	}
+	// A place that becomes free is given again.
+	_ = first.Close(websocket.StatusNormalClosure, "")
+	for {
+		conn := w.dial(t, "/ws")
+		_, b, err := conn.Read(within(t))
+		if err == nil && strings.Contains(string(b), "ready") {
+			return
+		}
+		if websocket.CloseStatus(err) != 4009 {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestDrainSendsEverybodyAway(t *testing.T) {
+	t.Parallel()
+	w := start(t, hub.Config{}, func(c *server.Config, _ *backend) { c.Drain = 200 * time.Millisecond })
+	w.begin()
+	conn := w.dial(t, "/ws")
+	expect(t, conn, "ready")
+	stream := w.open(t, "/api/stream", nil)
+	stream.expect(t, "ready")
+	w.stop()
+	expectClose(t, conn, 4001)
+	for {
+		m, err := stream.next()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m.Type == "error" {
+			if m.Code != "draining" {
+				t.Errorf("got %+v", m)
+			}
+			break
+		}
+	}
+	stream.expectEOF(t)
+	err := <-w.served
+	w.served <- err
+	if err != nil {
+		t.Error(err)
+	}
+	if _, err := net.Dial("tcp", w.addr); err == nil {
+		t.Error("still listening")
+	}
+}
+
+func TestStatus(t *testing.T) {
+	t.Parallel()
+	asked := make(chan struct{}, 100)
+	w := start(t, hub.Config{}, func(_ *server.Config, b *backend) {
+		b.ask = func() ([]json.RawMessage, int, error) {
+			asked <- struct{}{}
+			return []json.RawMessage{
+				json.RawMessage(`{"name":"w2","boards":3,"streams":4,"connected":true}`),
+				json.RawMessage(`{"name":"w1","boards":1,"streams":0,"connected":true,"new":1}`),
+				json.RawMessage(`nonsense`),
+			}, 3, nil
+		}
+	})
+	w.begin()
+	expect(t, w.dial(t, "/ws"), "ready")
+	var got struct {
+		Worker struct {
+			Name    string
+			Boards  int
+			Version string
+			Head    string
+		}
+		Workers                          []struct{ Name string }
+		Alive, Answered, Boards, Streams int
+	}
+	for range 5 {
+		body := w.body(t, "/api/dispatch/status")
+		if err := json.Unmarshal(body, &got); err != nil {
+			t.Fatalf("%s: %v", body, err)
+		}
+	}
+	if got.Worker.Name != "w1" || got.Worker.Boards != 1 || got.Worker.Version != "test" || got.Worker.Head != "0.0-00000000" {
+		t.Errorf("worker is %+v", got.Worker)
+	}
+	if len(got.Workers) != 2 || got.Workers[0].Name != "w1" || got.Alive != 3 || got.Answered != 2 || got.Boards != 4 || got.Streams != 4 {
+		t.Errorf("got %+v", got)
+	}
+	if n := len(asked); n > 3 {
+		t.Errorf("asked %d times for five requests", n)
+	}
+	if answer := w.server.Answer(); len(answer) > 2000 || !strings.Contains(string(answer), `"boards":1`) {
+		t.Errorf("answer is %s", answer)
+	}
+}
+
+func TestHealth(t *testing.T) {
+	t.Parallel()
+	connected := make(chan bool, 1)
+	w := start(t, hub.Config{}, func(_ *server.Config, b *backend) {
+		b.status = func() server.BusStatus {
+			c := <-connected
+			connected <- c
+			return server.BusStatus{Connected: c}
+		}
+	})
+	connected <- false
+	for path, want := range map[string]int{"/healthz": 200, "/readyz": 503, "/metrics": 200, "/": 200, "/client.js": 200} {
+		if response, _ := w.get(t, path, nil); response.StatusCode != want {
+			t.Errorf("%s: got %d, want %d", path, response.StatusCode, want)
+		}
+	}
+	<-connected
+	connected <- true
+	if response, _ := w.get(t, "/readyz", nil); response.StatusCode != 200 {
+		t.Errorf("got %d", response.StatusCode)
+	}
+	if body := string(w.body(t, "/metrics")); !strings.Contains(body, `trumpet_connections{transport="sse"} 0`) || !strings.Contains(body, `trumpet_endings_total{ending="slow"} 0`) {
+		t.Errorf("metrics lack something:\n%s", body)
 	}
 }

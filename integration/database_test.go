@@ -24,10 +24,12 @@ const schema = `
 	  address text not null default '1 Mill Lane', status text not null default 'new', technician text,
 	  priority int not null default 2, price numeric(10,2) not null default 12.50,
 	  scheduled_for timestamptz, updated_at timestamptz not null default now());
+	insert into jobs (title) select 'old ' || g from generate_series(1, 20) g;
 	select trumpet.watch('customers');
 	select trumpet.watch('jobs')`
 
-// newDatabase makes a database with watched jobs and customers.
+// newDatabase makes a database with watched jobs and customers. Some jobs are older than that,
+// and so than all events.
 func newDatabase(t *testing.T) (url string, conn *pgx.Conn) {
 	t.Helper()
 	url = pgtest.Migrated(t)

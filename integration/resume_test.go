@@ -14,7 +14,6 @@ func TestResumeOnTheOtherWorker(t *testing.T) {
 	const topics, cuts = "jobs,customers,dispatch", 6
 	seed := seed(t)
 	url, conn := newDatabase(t)
-	execute(t, conn, "insert into jobs (title) select 'old ' || g from generate_series(1, 20) g")
 	workers := []*worker{startWorker(t, url, "w1"), startWorker(t, url, "w2")}
 
 	type traveller struct {
@@ -56,7 +55,7 @@ func TestResumeOnTheOtherWorker(t *testing.T) {
 		checkEvents(t, v.name, topics, truth, v.begin, v.seen)
 	}
 	writing.check(t, travellers[0].name, travellers[0].seen)
-	t.Logf("%d events, each client was cut off %d times", len(truth)-20, cuts)
+	t.Logf("%d events, each client was cut off %d times", len(truth), cuts)
 }
 
 // Resumed from the log, far behind what a worker holds in memory, and in the middle of a record.
@@ -143,11 +142,10 @@ func TestReset(t *testing.T) {
 			if ready.Resumed {
 				t.Errorf("%s, %s: %s", test.name, c.name, ready.text)
 			}
-			if events := c.events(); len(events) != 0 {
-				t.Errorf("%s, %s: %s", test.name, c.name, events[0].text)
-			}
 			broadcast(t, conn, quoted("%s %d", transport, i))
 			c.waitData(t, quoted("%s %d", transport, i))
+			// Live begins at the reset's id: a worker may be a moment behind the others.
+			checkEvents(t, c.name, "jobs,dispatch", readLog(t, conn, 0), reset.ID, c.events())
 			c.check(t)
 			c.drop()
 		}

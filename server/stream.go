@@ -14,9 +14,6 @@ import (
 	"github.com/trumpet-realtime/trumpet/server/wire"
 )
 
-// helloTimeout bounds the first write to a new stream.
-const helloTimeout = 5 * time.Second
-
 // retry is how long an EventSource is to wait before it comes back: not all at once.
 func retry() time.Duration { return time.Second + rand.N(2*time.Second) }
 
@@ -61,25 +58,22 @@ func (s *Server) serveHijacked(conn *socket.Conn, h http.Header, client hub.Clie
 		if refusal != nil {
 			head = wire.AppendEnding(head, wire.SSE, *refusal)
 		}
-		deadline := time.Now().Add(helloTimeout)
-		conn.Hold()
-		if _, err := conn.WriteUntil(head, deadline); err != nil || conn.Release(deadline) != nil {
-			_ = conn.Close()
+		defer conn.Close()
+		if say(conn, head) != nil {
 			return
 		}
 		head = nil
 		if refusal == nil {
 			attached, err := s.config.Hub.Attach(client)
 			if err == nil {
-				defer attached.Detach()
-			} else {
-				_, _ = conn.TryWrite(wire.AppendEnding(nil, wire.SSE, trumpet.EndingDraining))
-				conn.Finish()
+				readToEnd(conn)
+				_ = conn.Close()
+				attached.Detach()
+				return
 			}
-		} else {
-			conn.Finish()
+			_ = say(conn, wire.AppendEnding(nil, wire.SSE, trumpet.EndingDraining))
 		}
-		defer conn.Close()
+		conn.Finish()
 		readToEnd(conn)
 	})
 }

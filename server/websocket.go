@@ -24,6 +24,8 @@ const (
 	// bytes, which must reach the socket in one piece.
 	readBuffer  = 512
 	writeBuffer = 256
+	// sayTimeout bounds what is written before the hub has a connection, or instead.
+	sayTimeout = 5 * time.Second
 	// patience lets the hub's bound for slow clients come before the kernel's.
 	patience = 45 * time.Second
 )
@@ -136,7 +138,7 @@ func (r *socketReader) run(client hub.Client) {
 		}
 	}
 	if refusal != nil {
-		_, _ = r.socket.TryWrite(wire.AppendEnding(nil, wire.WebSocket, *refusal))
+		_ = say(r.socket, wire.AppendEnding(nil, wire.WebSocket, *refusal))
 		r.socket.Finish()
 	}
 	err := r.read()
@@ -154,6 +156,16 @@ func (r *socketReader) run(client hub.Client) {
 	}
 	_ = r.library.CloseNow()
 	_ = r.socket.Close()
+}
+
+// say writes to a connection that the hub does not have.
+func say(conn *socket.Conn, b []byte) error {
+	deadline := time.Now().Add(sayTimeout)
+	conn.Hold()
+	if _, err := conn.WriteUntil(b, deadline); err != nil {
+		return err
+	}
+	return conn.Release(deadline)
 }
 
 // read reads until the connection ends.

@@ -3,6 +3,7 @@ package hub
 import (
 	"fmt"
 	"io"
+	"net"
 	"testing"
 
 	"github.com/trumpet-realtime/trumpet"
@@ -65,6 +66,31 @@ func TestDeliveryDoesNotAllocate(t *testing.T) {
 	if n := h.stats.deliveries.Load(); n < 40*runs {
 		t.Errorf("only %d deliveries", n)
 	}
+}
+
+// BenchmarkBareWrites is what a loop of writes costs that knows nothing: the bound.
+func BenchmarkBareWrites(b *testing.B) {
+	const clients = 500
+	var conns []*net.TCPConn
+	for range clients {
+		near, far := pair(b, false)
+		b.Cleanup(func() { _ = near.Close() })
+		go func() { _, _ = io.Copy(io.Discard, far); _ = far.Close() }()
+		conns = append(conns, near)
+	}
+	e := event(1, 0, "a", false, 200)
+	bytes := wire.EncodeEvent(wire.WebSocket, &e, false)
+	b.ReportAllocs()
+	writes := 0
+	for b.Loop() {
+		for _, conn := range conns {
+			if _, err := conn.Write(bytes); err != nil {
+				b.Fatal(err)
+			}
+			writes++
+		}
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(writes), "ns/delivery")
 }
 
 func BenchmarkDeliver(b *testing.B) {

@@ -30,13 +30,6 @@ type command struct {
 	over   time.Duration
 }
 
-// group is the live connections that get the same bytes.
-type group struct {
-	reader  reader
-	key     string
-	members []*Conn
-}
-
 // shard is one loop and its connections.
 type shard struct {
 	hub  *Hub
@@ -273,76 +266,6 @@ func (s *shard) write(c *Conn, b []byte) {
 	case n < len(b):
 		s.drain(c, s.at.end(), b[n:])
 	}
-}
-
-func (s *shard) change(c *Conn, what *wire.Command) {
-	switch c.state {
-	case live:
-		c.pending = what
-		s.leave(c)
-		b := s.apply(c, nil)
-		s.join(c)
-		if len(b) > 0 {
-			s.write(c, b)
-		}
-	case ended:
-		c.answer(errEnded)
-	default:
-		// The new topics hold from where the connection is live.
-		c.pending = what
-	}
-}
-
-// apply changes what a connection follows, while it is in no group.
-func (s *shard) apply(c *Conn, b []byte) []byte {
-	reader, err := c.reader.change(c.pending)
-	c.reader = reader
-	c.answer(err)
-	if err != nil {
-		return b
-	}
-	return wire.AppendSubscribed(b, reader.format, reader.topics.names(), s.at.head)
-}
-
-// answer answers the Change that waits, if one does.
-func (c *Conn) answer(err error) {
-	if c.pending != nil {
-		c.pending = nil
-		c.applied <- err
-	}
-}
-
-// join puts a live connection into its group and on the wheel.
-func (s *shard) join(c *Conn) {
-	key := c.reader.topics.key(c.reader.format)
-	g := s.groups[key]
-	if g == nil {
-		g = &group{reader: c.reader, key: key}
-		s.groups[key] = g
-	}
-	// One set for all: ten thousand clients with the same topics hold it once.
-	c.reader = g.reader
-	c.group, c.member = g, len(g.members)
-	g.members = append(g.members, c)
-	s.wheel.add(c)
-}
-
-// leave takes a connection out of its group and off the wheel.
-func (s *shard) leave(c *Conn) {
-	g := c.group
-	if g == nil {
-		return
-	}
-	last := len(g.members) - 1
-	g.members[c.member] = g.members[last]
-	g.members[c.member].member = c.member
-	g.members[last] = nil
-	g.members = g.members[:last]
-	if last == 0 {
-		delete(s.groups, g.key)
-	}
-	c.group = nil
-	s.wheel.remove(c)
 }
 
 // end sends a client away.

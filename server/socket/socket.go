@@ -250,6 +250,9 @@ func (c *Conn) flush(deadline time.Time) error {
 }
 
 func (c *Conn) write(buf []byte, deadline time.Time) (int, error) {
+	if c.raw == nil {
+		return c.writeOnceOnly(buf)
+	}
 	if err := c.Conn.SetWriteDeadline(deadline); err != nil {
 		return 0, err
 	}
@@ -259,6 +262,18 @@ func (c *Conn) write(buf []byte, deadline time.Time) (int, error) {
 		// bound, without a word.
 		c.patient = true
 		setUserTimeout(c.raw, c.patience)
+	}
+	return n, err
+}
+
+// writeOnceOnly writes to what cannot go on after a deadline, such as a tls.Conn.
+func (c *Conn) writeOnceOnly(buf []byte) (int, error) {
+	if err := c.Conn.SetWriteDeadline(time.Now().Add(max(c.patience, userTimeout))); err != nil {
+		return 0, err
+	}
+	n, err := c.Conn.Write(buf)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		err = net.ErrClosed // no other try
 	}
 	return n, err
 }

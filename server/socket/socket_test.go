@@ -36,6 +36,8 @@ func pair(t *testing.T, config socket.Config) (*socket.Conn, net.Conn) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	_ = near.(*net.TCPConn).SetWriteBuffer(64 << 10)
+	_ = far.(*net.TCPConn).SetReadBuffer(64 << 10)
 	conn := socket.New(near, config)
 	t.Cleanup(func() { _, _ = conn.Close(), far.Close() })
 	_ = far.SetDeadline(time.Now().Add(limit))

@@ -26,7 +26,7 @@ import (
 // second has passed. What is still not found then (a commit that waits for a synchronous
 // replica) is found by a heartbeat.
 //
-// Under load it holds the wake-up lock itself, and no writer notifies at all.
+// While it is awake it holds the wake-up lock itself, and no writer notifies at all.
 type sequencer struct {
 	bus  *Bus
 	soon chan struct{} // one slot: a wake-up was heard
@@ -141,7 +141,7 @@ func (s *sequencer) serve(ctx context.Context) error {
 	}
 	d := &dutyHolder{bus: s.bus, conn: conn, outlived: make(map[uint64]bool)}
 	if !duty {
-		_, _, err := d.step(ctx, false)
+		_, _, err := d.step(ctx)
 		return err
 	}
 	s.bus.log.Info("sequencing", "polling", polling)
@@ -193,25 +193,19 @@ type dutyHolder struct {
 // stepUntilQuiet steps until there is nothing to sequence and nothing that may be committing
 // unheard. It reports whether any record got a position.
 func (d *dutyHolder) stepUntilQuiet(ctx context.Context, soon <-chan struct{}) (stepped bool, err error) {
-	productive := 0
 	for {
 		began := time.Now()
-		sequenced, inProgress, err := d.step(ctx, productive > 0)
+		sequenced, inProgress, err := d.step(ctx)
 		if err != nil {
 			return stepped, err
 		}
 		if sequenced > 0 {
 			stepped = true
-			productive++
-			if !d.holding && len(inProgress) == 0 {
-				return stepped, nil
-			}
 			if err := sleep(ctx, min(max(time.Since(began), stepPauseMin), stepPauseMax)); err != nil {
 				return stepped, err
 			}
 			continue
 		}
-		productive = 0
 		if d.holding {
 			if err := d.letGo(ctx); err != nil {
 				return stepped, err
@@ -223,7 +217,6 @@ func (d *dutyHolder) stepUntilQuiet(ctx context.Context, soon <-chan struct{}) (
 			return stepped, err
 		}
 		stepped = true
-		productive++
 	}
 }
 
@@ -249,7 +242,7 @@ func (d *dutyHolder) watch(ctx context.Context, transactions []uint64, soon <-ch
 		case <-timer.C:
 		}
 		pause = min(2*pause, 250*time.Millisecond)
-		sequenced, inProgress, err := d.step(ctx, false)
+		sequenced, inProgress, err := d.step(ctx)
 		if err != nil {
 			return false, err
 		}
@@ -279,14 +272,16 @@ func intersection(a, b []uint64) []uint64 {
 	return both
 }
 
-// step makes one step. hold asks for the wake-up lock with it, so that writers need not
-// notify while this session is awake; it is not waited for.
-func (d *dutyHolder) step(ctx context.Context, hold bool) (sequenced int64, inProgress []uint64, err error) {
+// step makes one step. One that gives positions takes the wake-up lock before it commits, if it is
+// free, and keeps it: a writer that notified would have to wait for that commit, because of
+// NOTIFY's own lock. Without anything to sequence it does not take it, even for a moment: a writer
+// that failed to get it just then would be in no snapshot that was taken after.
+func (d *dutyHolder) step(ctx context.Context) (sequenced int64, inProgress []uint64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
 	defer cancel()
-	query := "select sequenced, snapshot::text, false from trumpet.sequence()"
-	if hold && !d.holding {
-		query = "select sequenced, snapshot::text, pg_try_advisory_lock(1953656176, 1) from trumpet.sequence()"
+	query := "select sequenced, snapshot::text, sequenced > 0 and pg_try_advisory_lock(1953656176, 1) from trumpet.sequence()"
+	if d.holding {
+		query = "select sequenced, snapshot::text, false from trumpet.sequence()"
 	}
 	var (
 		snapshot string

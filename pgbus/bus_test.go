@@ -158,30 +158,13 @@ func start(t *testing.T, url, worker string, change func(*pgbus.Config)) (bus *p
 	return bus, r, stop
 }
 
-func connect(t *testing.T, url string) *pgx.Conn {
-	t.Helper()
-	conn, err := pgx.Connect(t.Context(), url)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = conn.Close(context.Background()) })
-	return conn
-}
-
-func exec1(t *testing.T, conn *pgx.Conn, statement string, args ...any) {
-	t.Helper()
-	if _, err := conn.Exec(t.Context(), statement, args...); err != nil {
-		t.Fatalf("%s: %v", statement, err)
-	}
-}
-
 // database makes a migrated database with a watched table.
 func database(t *testing.T) (url string, conn *pgx.Conn) {
 	t.Helper()
 	url = pgtest.Migrated(t)
-	conn = connect(t, url)
-	exec1(t, conn, "create table jobs (id int primary key, version int not null default 0, note text)")
-	exec1(t, conn, "select trumpet.watch('jobs')")
+	conn = pgtest.Connect(t, url)
+	pgtest.Exec(t, conn, "create table jobs (id int primary key, version int not null default 0, note text)")
+	pgtest.Exec(t, conn, "select trumpet.watch('jobs')")
 	return url, conn
 }
 
@@ -209,13 +192,13 @@ func TestEveryKindOfEvent(t *testing.T) {
 	t.Parallel()
 	url, conn := database(t)
 	_, r, _ := start(t, url, "w1", nil)
-	exec1(t, conn, "insert into jobs (id) values (1), (2)")
-	exec1(t, conn, "begin; update jobs set note = 'x'; delete from jobs where id = 2; commit")
-	exec1(t, conn, "insert into jobs (id) select g from generate_series(100, 1200) g")
-	exec1(t, conn, "truncate jobs")
-	exec1(t, conn, "insert into jobs (id, note) values (7, repeat('é\n\t\"', 250000))")
-	exec1(t, conn, "select trumpet.broadcast('dispatch', '{\"a\": 1}')")
-	exec1(t, conn, "select trumpet.broadcast('dispatch', '\"end\"')")
+	pgtest.Exec(t, conn, "insert into jobs (id) values (1), (2)")
+	pgtest.Exec(t, conn, "begin; update jobs set note = 'x'; delete from jobs where id = 2; commit")
+	pgtest.Exec(t, conn, "insert into jobs (id) select g from generate_series(100, 1200) g")
+	pgtest.Exec(t, conn, "truncate jobs")
+	pgtest.Exec(t, conn, "insert into jobs (id, note) values (7, repeat('é\n\t\"', 250000))")
+	pgtest.Exec(t, conn, "select trumpet.broadcast('dispatch', '{\"a\": 1}')")
+	pgtest.Exec(t, conn, "select trumpet.broadcast('dispatch', '\"end\"')")
 	events := r.waitData(t, `"end"`)
 	want := []string{
 		`insert {"id":1} more`, `insert {"id":2}`, `update {"id":1} more`, `update {"id":2} more`, `delete {"id":2}`,
@@ -234,11 +217,11 @@ func TestRawNotify(t *testing.T) {
 	t.Parallel()
 	url, conn := database(t)
 	_, r, _ := start(t, url, "w1", func(c *pgbus.Config) { c.Channels = []string{"dispatch", "Other-1"} })
-	exec1(t, conn, "notify dispatch, 'plain \"text\"'")
-	exec1(t, conn, "select pg_notify('Other-1', E'{\"a\":\\n [1]}')")
-	exec1(t, conn, "notify unheard, 'nobody listens'")
-	exec1(t, conn, "notify dispatch")
-	exec1(t, conn, "select trumpet.broadcast('dispatch', '\"end\"')")
+	pgtest.Exec(t, conn, "notify dispatch, 'plain \"text\"'")
+	pgtest.Exec(t, conn, "select pg_notify('Other-1', E'{\"a\":\\n [1]}')")
+	pgtest.Exec(t, conn, "notify unheard, 'nobody listens'")
+	pgtest.Exec(t, conn, "notify dispatch")
+	pgtest.Exec(t, conn, "select trumpet.broadcast('dispatch', '\"end\"')")
 	events := r.waitData(t, `"end"`)
 	want := []string{`broadcast "plain \"text\""`, `broadcast {"a":[1]}`, `broadcast ""`, `broadcast "end"`}
 	if got := describe(events); !slices.Equal(got, want) {
@@ -254,8 +237,8 @@ func TestForgedNotificationsAreCountedAndDropped(t *testing.T) {
 	url, conn := database(t)
 	bus, r, _ := start(t, url, "w1", nil)
 	var payload string
-	exec1(t, conn, "listen trumpet")
-	exec1(t, conn, "insert into jobs (id) values (1)")
+	pgtest.Exec(t, conn, "listen trumpet")
+	pgtest.Exec(t, conn, "insert into jobs (id) values (1)")
 	n, err := conn.WaitForNotification(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -270,7 +253,7 @@ func TestForgedNotificationsAreCountedAndDropped(t *testing.T) {
 			t.Fatalf("%d: %v", i, err)
 		}
 	}
-	exec1(t, conn, "select trumpet.broadcast('dispatch', '\"end\"')")
+	pgtest.Exec(t, conn, "select trumpet.broadcast('dispatch', '\"end\"')")
 	if got, want := describe(r.waitData(t, `"end"`)), []string{`insert {"id":1}`, `broadcast "end"`}; !slices.Equal(got, want) {
 		t.Errorf("got %q, want %q", got, want)
 	}
@@ -312,9 +295,9 @@ func TestReadLog(t *testing.T) {
 	t.Parallel()
 	url, conn := database(t)
 	bus, r, _ := start(t, url, "w1", nil)
-	exec1(t, conn, "insert into jobs (id) values (1), (2), (3)")
-	exec1(t, conn, "begin; insert into jobs (id) values (4); insert into jobs (id) values (5); commit")
-	exec1(t, conn, "select trumpet.broadcast('dispatch', '\"end\"')")
+	pgtest.Exec(t, conn, "insert into jobs (id) values (1), (2), (3)")
+	pgtest.Exec(t, conn, "begin; insert into jobs (id) values (4); insert into jobs (id) values (5); commit")
+	pgtest.Exec(t, conn, "select trumpet.broadcast('dispatch', '\"end\"')")
 	all := r.waitData(t, `"end"`)
 	head := bus.Status().Head
 	for i := range all {
@@ -340,7 +323,7 @@ func TestReadLog(t *testing.T) {
 	if events, upTo, err := bus.ReadLog(t.Context(), head, all[0].ID); err != nil || len(events) != 0 || upTo != head {
 		t.Errorf("from ahead: %d events up to %v, %v", len(events), upTo, err)
 	}
-	exec1(t, conn, "select * from trumpet.prune('0', 1 << 40)")
+	pgtest.Exec(t, conn, "select * from trumpet.prune('0', 1 << 40)")
 	if _, _, err := bus.ReadLog(t.Context(), all[1].ID, head); !isPruned(err) {
 		t.Errorf("after pruning: %v", err)
 	}

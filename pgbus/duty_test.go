@@ -20,16 +20,16 @@ func TestOneWorkerAtATimeSequences(t *testing.T) {
 	url, conn := database(t)
 	one, _, stopOne := start(t, url, "w1", nil)
 	two, r2, _ := start(t, url, "w2", nil)
-	exec1(t, conn, "select trumpet.broadcast('dispatch', '1')")
+	pgtest.Exec(t, conn, "select trumpet.broadcast('dispatch', '1')")
 	r2.waitData(t, "1")
 	waitUntil(t, "the record to be counted", func() bool { return one.Status().Sequenced+two.Status().Sequenced == 1 })
 	if one.Status().Sequencing == two.Status().Sequencing {
 		t.Errorf("one sequences: %v, two: %v", one.Status().Sequencing, two.Status().Sequencing)
 	}
 	stopOne()
-	exec1(t, conn, "select trumpet.broadcast('dispatch', '2')")
+	pgtest.Exec(t, conn, "select trumpet.broadcast('dispatch', '2')")
 	r2.waitData(t, "2")
-	exec1(t, conn, "select trumpet.broadcast('dispatch', '3')")
+	pgtest.Exec(t, conn, "select trumpet.broadcast('dispatch', '3')")
 	r2.waitData(t, "3")
 	waitUntil(t, "the second worker to have the duty", func() bool { return two.Status().Sequencing })
 }
@@ -39,11 +39,11 @@ func TestOneWorkerAtATimeSequences(t *testing.T) {
 func TestAFrozenSequencerIsPassedBy(t *testing.T) {
 	t.Parallel()
 	url, conn := database(t)
-	frozen := connect(t, url)
-	exec1(t, frozen, "select pg_advisory_lock(1953656176, 3), pg_advisory_lock(1953656176, 1)")
+	frozen := pgtest.Connect(t, url)
+	pgtest.Exec(t, frozen, "select pg_advisory_lock(1953656176, 3), pg_advisory_lock(1953656176, 1)")
 	bus, r, _ := start(t, url, "w1", nil)
 	for _, data := range []string{"1", "2", "3"} {
-		exec1(t, conn, "select trumpet.broadcast('dispatch', $1::text::jsonb)", data)
+		pgtest.Exec(t, conn, "select trumpet.broadcast('dispatch', $1::text::jsonb)", data)
 		r.waitData(t, data)
 	}
 	if bus.Status().Sequencing {
@@ -69,14 +69,14 @@ func TestAWorkerThatWasAwayCatchesUp(t *testing.T) {
 	t.Parallel()
 	url, conn := database(t)
 	bus, r, _ := start(t, url, "w1", nil)
-	exec1(t, conn, "select trumpet.broadcast('dispatch', '\"before\"')")
+	pgtest.Exec(t, conn, "select trumpet.broadcast('dispatch', '\"before\"')")
 	r.waitData(t, `"before"`)
 	for range 3 {
-		exec1(t, conn, "select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and application_name like 'trumpet listen%'")
-		exec1(t, conn, "insert into jobs (id) select coalesce(max(id), 0) + 1 from jobs")
-		exec1(t, conn, "notify dispatch, 'raw ones are not replayed'")
+		pgtest.Exec(t, conn, "select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and application_name like 'trumpet listen%'")
+		pgtest.Exec(t, conn, "insert into jobs (id) select coalesce(max(id), 0) + 1 from jobs")
+		pgtest.Exec(t, conn, "notify dispatch, 'raw ones are not replayed'")
 	}
-	exec1(t, conn, "select trumpet.broadcast('dispatch', '\"after\"')")
+	pgtest.Exec(t, conn, "select trumpet.broadcast('dispatch', '\"after\"')")
 	events := r.waitData(t, `"after"`)
 	inserts := 0
 	for _, e := range events {
@@ -100,13 +100,13 @@ func TestALostTailIsAReset(t *testing.T) {
 	url, conn := database(t)
 	_, r, _ := start(t, url, "w1", nil)
 	for _, data := range []string{"1", "2", "3"} {
-		exec1(t, conn, "select trumpet.broadcast('dispatch', $1::text::jsonb)", data)
+		pgtest.Exec(t, conn, "select trumpet.broadcast('dispatch', $1::text::jsonb)", data)
 	}
 	r.waitData(t, "3")
-	exec1(t, conn, `begin; delete from trumpet.record where data <> '1'; delete from trumpet.log where position > 1;
+	pgtest.Exec(t, conn, `begin; delete from trumpet.record where data <> '1'; delete from trumpet.log where position > 1;
 		update trumpet.log set snapshot = pg_current_snapshot() where position = 1; commit`)
-	exec1(t, conn, "select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and application_name like 'trumpet%'")
-	exec1(t, conn, "select trumpet.broadcast('dispatch', '\"new history\"')")
+	pgtest.Exec(t, conn, "select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and application_name like 'trumpet%'")
+	pgtest.Exec(t, conn, "select trumpet.broadcast('dispatch', '\"new history\"')")
 	r.wait(t, "a second reset", func(r *recorder) bool { return len(r.resets) == 2 })
 	events := r.waitData(t, `"new history"`)
 	if id := events[len(events)-1].ID; id.Position != 2 || id == events[1].ID {
@@ -118,14 +118,14 @@ func TestALostTailIsAReset(t *testing.T) {
 func TestARestoredDatabaseBeginsAgain(t *testing.T) {
 	t.Parallel()
 	url, conn := database(t)
-	exec1(t, conn, "insert into jobs (id) values (1)")
-	exec1(t, conn, "select trumpet.sequence()")
-	exec1(t, conn, "update trumpet.cluster set system_identifier = 1")
+	pgtest.Exec(t, conn, "insert into jobs (id) values (1)")
+	pgtest.Exec(t, conn, "select trumpet.sequence()")
+	pgtest.Exec(t, conn, "update trumpet.cluster set system_identifier = 1")
 	// As if the other cluster had been further on.
-	exec1(t, conn, "update trumpet.log set snapshot = '9000000:9000000:' where snapshot is not null; update trumpet.record set xid = '8999999'")
+	pgtest.Exec(t, conn, "update trumpet.log set snapshot = '9000000:9000000:' where snapshot is not null; update trumpet.record set xid = '8999999'")
 	_, r, _ := start(t, url, "w1", nil)
-	exec1(t, conn, "insert into jobs (id) values (2)")
-	exec1(t, conn, "select trumpet.broadcast('dispatch', '\"end\"')")
+	pgtest.Exec(t, conn, "insert into jobs (id) values (2)")
+	pgtest.Exec(t, conn, "select trumpet.broadcast('dispatch', '\"end\"')")
 	events := r.waitData(t, `"end"`)
 	got := describe(events)
 	if n := len(got); n < 2 || got[n-2] != `insert {"id":2}` {
@@ -136,10 +136,10 @@ func TestARestoredDatabaseBeginsAgain(t *testing.T) {
 func TestPruning(t *testing.T) {
 	t.Parallel()
 	url, conn := database(t)
-	exec1(t, conn, "do $$ begin for i in 1..50 loop perform trumpet.broadcast('dispatch', to_jsonb(i)); end loop; end $$")
-	exec1(t, conn, "select trumpet.sequence()")
-	exec1(t, conn, "update trumpet.record set at = now() - interval '2 hours' where data::text::int <= 40")
-	exec1(t, conn, "select trumpet.broadcast('dispatch', '\"not sequenced yet\"')")
+	pgtest.Exec(t, conn, "do $$ begin for i in 1..50 loop perform trumpet.broadcast('dispatch', to_jsonb(i)); end loop; end $$")
+	pgtest.Exec(t, conn, "select trumpet.sequence()")
+	pgtest.Exec(t, conn, "update trumpet.record set at = now() - interval '2 hours' where data::text::int <= 40")
+	pgtest.Exec(t, conn, "select trumpet.broadcast('dispatch', '\"not sequenced yet\"')")
 	bus, r, _ := start(t, url, "w1", func(c *pgbus.Config) { c.Retention = time.Hour })
 	r.waitData(t, `"not sequenced yet"`)
 	waitUntil(t, "pruning", func() bool { return bus.Status().Pruned == 40 })
@@ -149,7 +149,7 @@ func TestPruning(t *testing.T) {
 		t.Errorf("the log begins at %d with %d rows and %d records, %v", low, rows, records, err)
 	}
 	// By size: about ten broadcasts fit.
-	exec1(t, conn, "select trumpet.prune('1 day', 1100)")
+	pgtest.Exec(t, conn, "select trumpet.prune('1 day', 1100)")
 	if err := conn.QueryRow(t.Context(), "select count(*) from trumpet.record").Scan(&records); err != nil || records < 5 || records > 10 {
 		t.Errorf("%d records are left, %v", records, err)
 	}
@@ -166,13 +166,13 @@ func TestAtRest(t *testing.T) {
 		t.Fatal(err)
 	}
 	url := server.URL("rest")
-	conn := connect(t, url)
+	conn := pgtest.Connect(t, url)
 	if _, err := sql.Up(t.Context(), conn); err != nil {
 		t.Fatal(err)
 	}
 	one, _, _ := start(t, url, "w1", nil)
 	two, r2, _ := start(t, url, "w2", nil)
-	exec1(t, conn, "select trumpet.broadcast('dispatch', '1')")
+	pgtest.Exec(t, conn, "select trumpet.broadcast('dispatch', '1')")
 	r2.waitData(t, "1")
 	if _, _, err := one.Ask(t.Context()); err != nil {
 		t.Fatal(err)
@@ -233,12 +233,12 @@ func TestPostgresKilledAndRestarted(t *testing.T) {
 		t.Fatal(err)
 	}
 	url := server.URL("app")
-	conn := connect(t, url)
+	conn := pgtest.Connect(t, url)
 	if _, err := sql.Up(t.Context(), conn); err != nil {
 		t.Fatal(err)
 	}
 	_, r, _ := start(t, url, "w1", nil)
-	exec1(t, conn, "select trumpet.broadcast('dispatch', '1')")
+	pgtest.Exec(t, conn, "select trumpet.broadcast('dispatch', '1')")
 	r.waitData(t, "1")
 	if err := server.Kill(); err != nil {
 		t.Fatal(err)
@@ -252,7 +252,7 @@ func TestPostgresKilledAndRestarted(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer again.Close(context.WithoutCancel(t.Context()))
-	exec1(t, again, "select trumpet.broadcast('dispatch', '2')")
+	pgtest.Exec(t, again, "select trumpet.broadcast('dispatch', '2')")
 	r.waitData(t, "2")
 	r.waitLive(t)
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/trumpet-realtime/trumpet"
+	"github.com/trumpet-realtime/trumpet/internal/pgtest"
 	"github.com/trumpet-realtime/trumpet/pgbus"
 )
 
@@ -25,20 +26,20 @@ func TestOrderOfInterleavedTransactions(t *testing.T) {
 	t.Parallel()
 	url, conn := database(t)
 	_, r, _ := start(t, url, "w1", slowHeartbeat)
-	a, b, c := connect(t, url), connect(t, url), connect(t, url)
-	exec1(t, conn, "insert into jobs (id) values (1), (2), (3)")
+	a, b, c := pgtest.Connect(t, url), pgtest.Connect(t, url), pgtest.Connect(t, url)
+	pgtest.Exec(t, conn, "insert into jobs (id) values (1), (2), (3)")
 
 	// A has the lowest transaction id, C the lowest record; B commits first, then A, then C.
-	exec1(t, a, "begin; select pg_current_xact_id()")
-	exec1(t, b, "begin isolation level repeatable read")
-	exec1(t, c, "begin; update jobs set note = 'c' where id = 3")
-	exec1(t, b, "update jobs set note = 'b' where id = 1; insert into jobs (id) values (10)")
-	exec1(t, b, "commit")
-	exec1(t, conn, "select trumpet.broadcast('dispatch', '\"b committed\"')")
+	pgtest.Exec(t, a, "begin; select pg_current_xact_id()")
+	pgtest.Exec(t, b, "begin isolation level repeatable read")
+	pgtest.Exec(t, c, "begin; update jobs set note = 'c' where id = 3")
+	pgtest.Exec(t, b, "update jobs set note = 'b' where id = 1; insert into jobs (id) values (10)")
+	pgtest.Exec(t, b, "commit")
+	pgtest.Exec(t, conn, "select trumpet.broadcast('dispatch', '\"b committed\"')")
 	r.waitData(t, `"b committed"`)
-	exec1(t, a, "update jobs set note = 'a' where id = 1; savepoint s; update jobs set note = 'gone' where id = 2; rollback to s; commit")
-	exec1(t, c, "update jobs set note = 'c' where id = 1; commit")
-	exec1(t, conn, "select trumpet.broadcast('dispatch', '\"end\"')")
+	pgtest.Exec(t, a, "update jobs set note = 'a' where id = 1; savepoint s; update jobs set note = 'gone' where id = 2; rollback to s; commit")
+	pgtest.Exec(t, c, "update jobs set note = 'c' where id = 1; commit")
+	pgtest.Exec(t, conn, "select trumpet.broadcast('dispatch', '\"end\"')")
 	events := r.waitData(t, `"end"`)
 
 	var notes []string
@@ -61,11 +62,11 @@ func TestNoWakeUpIsLost(t *testing.T) {
 	t.Parallel()
 	url, conn := database(t)
 	// A commit that takes its time after the decision about its wake-up: zz comes after wake.
-	exec1(t, conn, `create function dawdle() returns trigger language plpgsql as $$
+	pgtest.Exec(t, conn, `create function dawdle() returns trigger language plpgsql as $$
 		begin if new.after::text like '%dawdle%' then perform pg_sleep(0.4); end if; return null; end $$;
 		create constraint trigger zz after insert on trumpet.record deferrable initially deferred for each row execute function dawdle()`)
 	_, r, _ := start(t, url, "w1", slowHeartbeat)
-	other, third := connect(t, url), connect(t, url)
+	other, third := pgtest.Connect(t, url), pgtest.Connect(t, url)
 	next := 0
 	arrives := func(name string) {
 		t.Helper()
@@ -76,13 +77,13 @@ func TestNoWakeUpIsLost(t *testing.T) {
 	id := func() int { next++; return next }
 
 	// One that stays open for long, with records in it, silences nobody.
-	exec1(t, other, fmt.Sprintf("begin; insert into jobs (id) values (%d)", 1000))
+	pgtest.Exec(t, other, fmt.Sprintf("begin; insert into jobs (id) values (%d)", 1000))
 	for range 5 {
-		exec1(t, conn, fmt.Sprintf("insert into jobs (id) values (%d)", id()))
+		pgtest.Exec(t, conn, fmt.Sprintf("insert into jobs (id) values (%d)", id()))
 		arrives("a commit beside a long transaction")
 	}
-	exec1(t, other, "commit")
-	exec1(t, conn, fmt.Sprintf("insert into jobs (id) values (%d)", id()))
+	pgtest.Exec(t, other, "commit")
+	pgtest.Exec(t, conn, fmt.Sprintf("insert into jobs (id) values (%d)", id()))
 	arrives("a commit after the long transaction")
 	r.wait(t, "the long transaction's own record", func(r *recorder) bool {
 		return slices.ContainsFunc(r.events, func(e trumpet.Event) bool { return string(e.Key) == `{"id":1000}` })
@@ -96,7 +97,7 @@ func TestNoWakeUpIsLost(t *testing.T) {
 	}()
 	const dawdling = "select exists (select from pg_stat_activity where wait_event = 'PgSleep' and datname = current_database())"
 	waitFor(t, third, dawdling)
-	exec1(t, conn, fmt.Sprintf("insert into jobs (id) values (%d)", id()))
+	pgtest.Exec(t, conn, fmt.Sprintf("insert into jobs (id) values (%d)", id()))
 	if err := <-slow; err != nil {
 		t.Fatal(err)
 	}
@@ -104,23 +105,23 @@ func TestNoWakeUpIsLost(t *testing.T) {
 
 	// B's commit dawdles while somebody else, as an awake sequencer does, holds the lock; the
 	// holder lets go and is awake no more before B is visible.
-	exec1(t, other, "select pg_advisory_lock(1953656176, 1)")
+	pgtest.Exec(t, other, "select pg_advisory_lock(1953656176, 1)")
 	number := id()
 	go func() {
 		_, err := conn.Exec(context.WithoutCancel(t.Context()), fmt.Sprintf("insert into jobs (id, note) values (%d, 'dawdle')", number))
 		slow <- err
 	}()
 	waitFor(t, third, dawdling)
-	exec1(t, other, "select pg_advisory_unlock(1953656176, 1)")
-	exec1(t, other, "notify trumpet_wake")
+	pgtest.Exec(t, other, "select pg_advisory_unlock(1953656176, 1)")
+	pgtest.Exec(t, other, "notify trumpet_wake")
 	if err := <-slow; err != nil {
 		t.Fatal(err)
 	}
 	arrives("a commit that was under way when the lock was let go")
 
 	// A rolled back after it had taken the lock early.
-	exec1(t, other, "begin; insert into jobs (id) values (1003); set constraints all immediate; rollback")
-	exec1(t, conn, fmt.Sprintf("insert into jobs (id) values (%d)", id()))
+	pgtest.Exec(t, other, "begin; insert into jobs (id) values (1003); set constraints all immediate; rollback")
+	pgtest.Exec(t, conn, fmt.Sprintf("insert into jobs (id) values (%d)", id()))
 	arrives("a commit after a rollback")
 }
 
@@ -129,16 +130,16 @@ func TestHeartbeatFindsWhatNoWakeUpTold(t *testing.T) {
 	t.Parallel()
 	url, conn := database(t)
 	_, r, _ := start(t, url, "w1", nil)
-	holder := connect(t, url)
+	holder := pgtest.Connect(t, url)
 	// SET CONSTRAINTS makes the wake-up at once and holds its lock till the end of the transaction.
-	exec1(t, holder, "begin; insert into jobs (id) values (1); set constraints all immediate")
-	exec1(t, conn, "select trumpet.broadcast('dispatch', '\"silenced\"')")
+	pgtest.Exec(t, holder, "begin; insert into jobs (id) values (1); set constraints all immediate")
+	pgtest.Exec(t, conn, "select trumpet.broadcast('dispatch', '\"silenced\"')")
 	r.waitData(t, `"silenced"`)
-	exec1(t, holder, "commit")
+	pgtest.Exec(t, holder, "commit")
 	r.wait(t, "the holder's record", func(r *recorder) bool { return len(r.events) == 2 })
 
-	exec1(t, conn, "set trumpet.wake = 'off'")
-	exec1(t, conn, "select trumpet.broadcast('dispatch', '\"without a wake-up\"')")
+	pgtest.Exec(t, conn, "set trumpet.wake = 'off'")
+	pgtest.Exec(t, conn, "select trumpet.broadcast('dispatch', '\"without a wake-up\"')")
 	r.waitData(t, `"without a wake-up"`)
 }
 
@@ -146,19 +147,19 @@ func TestHeartbeatFindsWhatNoWakeUpTold(t *testing.T) {
 func TestWakeUpsOff(t *testing.T) {
 	t.Parallel()
 	url, conn := database(t)
-	exec1(t, conn, "do $$ begin execute format('alter database %I set trumpet.wake = off', current_database()); end $$")
+	pgtest.Exec(t, conn, "do $$ begin execute format('alter database %I set trumpet.wake = off', current_database()); end $$")
 	_, r, _ := start(t, url, "w1", slowHeartbeat)
-	writer := connect(t, url)
-	exec1(t, writer, "insert into jobs (id) values (1)")
+	writer := pgtest.Connect(t, url)
+	pgtest.Exec(t, writer, "insert into jobs (id) values (1)")
 	r.wait(t, "an event by polling", func(r *recorder) bool { return len(r.events) == 1 })
-	exec1(t, writer, "begin; insert into jobs (id) values (2)")
+	pgtest.Exec(t, writer, "begin; insert into jobs (id) values (2)")
 	if _, err := writer.Exec(t.Context(), "prepare transaction 'two'"); err != nil {
 		if strings.Contains(err.Error(), "max_prepared_transactions") {
 			return // the server's setting, not ours, stands in the way; the wake-up did not
 		}
 		t.Fatal(err)
 	}
-	exec1(t, writer, "commit prepared 'two'")
+	pgtest.Exec(t, writer, "commit prepared 'two'")
 	r.wait(t, "the prepared transaction's event", func(r *recorder) bool { return len(r.events) == 2 })
 }
 
@@ -187,7 +188,7 @@ func TestOrderUnderFire(t *testing.T) {
 	seed := time.Now().UnixNano()
 	t.Logf("seed %d", seed)
 	url, conn := database(t)
-	exec1(t, conn, "insert into jobs (id) select g from generate_series(1, 20) g")
+	pgtest.Exec(t, conn, "insert into jobs (id) select g from generate_series(1, 20) g")
 	_, r1, _ := start(t, url, "w1", nil)
 	_, r2, _ := start(t, url, "w2", nil)
 
@@ -216,7 +217,7 @@ func TestOrderUnderFire(t *testing.T) {
 	writers.Wait()
 	close(done)
 	fire.Wait()
-	exec1(t, conn, "select trumpet.broadcast('dispatch', '\"end\"')")
+	pgtest.Exec(t, conn, "select trumpet.broadcast('dispatch', '\"end\"')")
 	one, two := r1.waitData(t, `"end"`), r2.waitData(t, `"end"`)
 
 	// Worker 2 may have begun to read later than worker 1; from there on they are equal.

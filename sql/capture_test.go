@@ -41,9 +41,9 @@ func expect(t *testing.T, conn *pgx.Conn, what string, want ...string) {
 
 func TestCaptureOfStatements(t *testing.T) {
 	t.Parallel()
-	conn := connect(t, pgtest.Migrated(t))
-	exec1(t, conn, "create table jobs (id int primary key, status text)")
-	exec1(t, conn, "select trumpet.watch('jobs', max_rows => 3)")
+	conn := pgtest.Connect(t, pgtest.Migrated(t))
+	pgtest.Exec(t, conn, "create table jobs (id int primary key, status text)")
+	pgtest.Exec(t, conn, "select trumpet.watch('jobs', max_rows => 3)")
 
 	for _, test := range []struct {
 		statement string
@@ -70,7 +70,7 @@ func TestCaptureOfStatements(t *testing.T) {
 			[]string{`insert 1 [{"id":1,"status":null}]`, `insert 1 [{"id":3,"status":null}]`}},
 		{"begin; insert into jobs values (4, null); rollback", nil},
 	} {
-		exec1(t, conn, test.statement)
+		pgtest.Exec(t, conn, test.statement)
 		got := records(t, conn)
 		// ON CONFLICT and data-modifying WITH fire their statements' triggers in an order that
 		// Postgres decides.
@@ -86,16 +86,16 @@ func TestCaptureOfStatements(t *testing.T) {
 // One transaction, one wake-up: its first record, whatever savepoints do.
 func TestFirstRecordOfATransaction(t *testing.T) {
 	t.Parallel()
-	conn := connect(t, pgtest.Migrated(t))
-	exec1(t, conn, "create table jobs (id int primary key)")
-	exec1(t, conn, "select trumpet.watch('jobs')")
+	conn := pgtest.Connect(t, pgtest.Migrated(t))
+	pgtest.Exec(t, conn, "create table jobs (id int primary key)")
+	pgtest.Exec(t, conn, "select trumpet.watch('jobs')")
 	for _, test := range []struct{ statements, want string }{
 		{"begin; insert into jobs values (1); insert into jobs values (2); commit", "true,false"},
 		{"begin; savepoint s; insert into jobs values (3); rollback to s; insert into jobs values (4); insert into jobs values (5); commit", "true,false"},
 		{"insert into jobs values (6)", "true"},
 		{"begin; select trumpet.broadcast('a', '1'); insert into jobs values (7); commit", "true,false"},
 	} {
-		exec1(t, conn, test.statements)
+		pgtest.Exec(t, conn, test.statements)
 		got := query1[string](t, conn, "with gone as (delete from trumpet.record returning *) select string_agg(first::text, ',' order by id) from gone")
 		if got != test.want {
 			t.Errorf("%s: first is %s, want %s", test.statements, got, test.want)
@@ -105,53 +105,53 @@ func TestFirstRecordOfATransaction(t *testing.T) {
 
 func TestColumnsAndKey(t *testing.T) {
 	t.Parallel()
-	conn := connect(t, pgtest.Migrated(t))
-	exec1(t, conn, `create table jobs (a int, secret text, "odd ""name" text, primary key ("odd ""name", a))`)
-	exec1(t, conn, `select trumpet.watch('jobs', columns => '{a}')`)
-	exec1(t, conn, `insert into jobs values (1, 'hidden', 'x')`)
+	conn := pgtest.Connect(t, pgtest.Migrated(t))
+	pgtest.Exec(t, conn, `create table jobs (a int, secret text, "odd ""name" text, primary key ("odd ""name", a))`)
+	pgtest.Exec(t, conn, `select trumpet.watch('jobs', columns => '{a}')`)
+	pgtest.Exec(t, conn, `insert into jobs values (1, 'hidden', 'x')`)
 	expect(t, conn, "insert", `insert 1 [{"a":1,"odd\"name":"x"}]`) // translate() took the space
-	exec1(t, conn, `update jobs set secret = 'other'`)
+	pgtest.Exec(t, conn, `update jobs set secret = 'other'`)
 	expect(t, conn, "an update of a column that is not watched")
 
 	// The writer must not notice what happens to the table's columns.
-	exec1(t, conn, "alter table jobs drop constraint jobs_pkey; alter table jobs rename a to b")
-	exec1(t, conn, "insert into jobs values (2, 'hidden', 'y')")
+	pgtest.Exec(t, conn, "alter table jobs drop constraint jobs_pkey; alter table jobs rename a to b")
+	pgtest.Exec(t, conn, "insert into jobs values (2, 'hidden', 'y')")
 	expect(t, conn, "a renamed column", `insert 1 [{"odd\"name":"y"}]`)
-	exec1(t, conn, `alter table jobs drop column "odd ""name"; alter table jobs add column a text`)
-	exec1(t, conn, "insert into jobs values (3, 'hidden', 'again')")
+	pgtest.Exec(t, conn, `alter table jobs drop column "odd ""name"; alter table jobs add column a text`)
+	pgtest.Exec(t, conn, "insert into jobs values (3, 'hidden', 'again')")
 	expect(t, conn, "a column that came back", `insert 1 [{"a":"again"}]`)
 
-	exec1(t, conn, "create table keyless (a int)")
+	pgtest.Exec(t, conn, "create table keyless (a int)")
 	if _, err := conn.Exec(t.Context(), "select trumpet.watch('keyless')"); err == nil || !strings.Contains(err.Error(), "no primary key") {
 		t.Errorf("watching a table without a key: %v", err)
 	}
-	exec1(t, conn, "select trumpet.watch('keyless', key => '{}')")
-	exec1(t, conn, "insert into keyless values (1)")
+	pgtest.Exec(t, conn, "select trumpet.watch('keyless', key => '{}')")
+	pgtest.Exec(t, conn, "insert into keyless values (1)")
 	expect(t, conn, "no key", `insert 1 [{"a":1}]`)
 }
 
 // What the session that writes is set to must not show.
 func TestRowsLookTheSameWhoeverWrites(t *testing.T) {
 	t.Parallel()
-	conn := connect(t, pgtest.Migrated(t))
-	exec1(t, conn, `create table things (id int primary key, at timestamptz, span interval, bytes bytea, float float8, number numeric, doc json)`)
-	exec1(t, conn, "select trumpet.watch('things')")
-	exec1(t, conn, "create schema evil; create function evil.now() returns timestamptz language sql as 'select null::timestamptz'")
-	exec1(t, conn, `set timezone = 'Asia/Kathmandu'; set datestyle = 'German'; set intervalstyle = 'iso_8601';
+	conn := pgtest.Connect(t, pgtest.Migrated(t))
+	pgtest.Exec(t, conn, `create table things (id int primary key, at timestamptz, span interval, bytes bytea, float float8, number numeric, doc json)`)
+	pgtest.Exec(t, conn, "select trumpet.watch('things')")
+	pgtest.Exec(t, conn, "create schema evil; create function evil.now() returns timestamptz language sql as 'select null::timestamptz'")
+	pgtest.Exec(t, conn, `set timezone = 'Asia/Kathmandu'; set datestyle = 'German'; set intervalstyle = 'iso_8601';
 		set bytea_output = 'escape'; set extra_float_digits = -5; set search_path = evil, pg_catalog, public`)
-	exec1(t, conn, `insert into things values (1, '2026-11-23 12:00:00+00', '1 day 02:00', '\x00ff', 0.1234567890123, 'NaN', '{"a": "\u0000"}')`)
-	exec1(t, conn, "reset all")
+	pgtest.Exec(t, conn, `insert into things values (1, '2026-11-23 12:00:00+00', '1 day 02:00', '\x00ff', 0.1234567890123, 'NaN', '{"a": "\u0000"}')`)
+	pgtest.Exec(t, conn, "reset all")
 	expect(t, conn, "insert", `insert 1 [{"id":1,"at":"2026-11-23T12:00:00+00:00","span":"1day02:00:00","bytes":"\\x00ff","float":0.1234567890123,"number":"NaN","doc":{"a":"\u0000"}}]`)
 }
 
 // Row values are what to_jsonb(row) gives, as JSON values.
 func TestRowsAreWhatToJsonbGives(t *testing.T) {
 	t.Parallel()
-	conn := connect(t, pgtest.Migrated(t))
-	exec1(t, conn, `create type mood as enum ('fine'); create type pair as (a int, b text); create domain short as varchar(9);
+	conn := pgtest.Connect(t, pgtest.Migrated(t))
+	pgtest.Exec(t, conn, `create type mood as enum ('fine'); create type pair as (a int, b text); create domain short as varchar(9);
 		create table things (id int primary key, m mood, p pair, s short, r int4range, a int[][], u uuid, j jsonb, d date, t time, b bool, f float8, n numeric)`)
-	exec1(t, conn, "select trumpet.watch('things')")
-	exec1(t, conn, `insert into things values (1, 'fine', '(1,"x y")', 'short', '[1,5)', '{{1,2},{3,null}}', gen_random_uuid(),
+	pgtest.Exec(t, conn, "select trumpet.watch('things')")
+	pgtest.Exec(t, conn, `insert into things values (1, 'fine', '(1,"x y")', 'short', '[1,5)', '{{1,2},{3,null}}', gen_random_uuid(),
 		'{"k": [1.0, {"é": "\"\\\n"}]}', 'infinity', '12:00', true, 1e100, 123456789012345678901234567890.10)`)
 	recorded := query1[string](t, conn, "select after->>0 from trumpet.record")
 	wanted := query1[string](t, conn, "select to_jsonb(things)::text from things")
@@ -163,58 +163,58 @@ func TestRowsAreWhatToJsonbGives(t *testing.T) {
 
 func TestLargeRows(t *testing.T) {
 	t.Parallel()
-	conn := connect(t, pgtest.Migrated(t))
-	exec1(t, conn, "create table docs (id int primary key, body text)")
-	exec1(t, conn, "select trumpet.watch('docs')")
+	conn := pgtest.Connect(t, pgtest.Migrated(t))
+	pgtest.Exec(t, conn, "create table docs (id int primary key, body text)")
+	pgtest.Exec(t, conn, "select trumpet.watch('docs')")
 	size := func(n int) string {
 		return fmt.Sprintf("(select string_agg(md5(g::text), '') from generate_series(1, %d) g)", n/32)
 	}
-	exec1(t, conn, "insert into docs values (1, "+size(1<<20)+")")
+	pgtest.Exec(t, conn, "insert into docs values (1, "+size(1<<20)+")")
 	if got := query1[int](t, conn, "select length(after->0->>'body') from trumpet.record where op = 'insert'"); got != 1<<20 {
 		t.Errorf("a row of 1 MB was recorded with %d characters", got)
 	}
-	exec1(t, conn, "delete from trumpet.record")
-	exec1(t, conn, "update docs set body = body || 'x'")
+	pgtest.Exec(t, conn, "delete from trumpet.record")
+	pgtest.Exec(t, conn, "update docs set body = body || 'x'")
 	if got := query1[int](t, conn, "select length(after->0->>'body') - length(before->0->>'body') from trumpet.record where op = 'update'"); got != 1 {
 		t.Errorf("an update of a row of 1 MB: the row grew by %d", got)
 	}
-	exec1(t, conn, "delete from trumpet.record")
-	exec1(t, conn, "insert into docs values (2, "+size(9<<20)+")")
+	pgtest.Exec(t, conn, "delete from trumpet.record")
+	pgtest.Exec(t, conn, "insert into docs values (2, "+size(9<<20)+")")
 	expect(t, conn, "a row of 9 MB, above max_bytes", "bulk insert 1")
 	// Small as stored, because it compresses well, and large as JSON.
-	exec1(t, conn, "insert into docs select g, repeat('x', 30000000) from generate_series(3, 4) g")
+	pgtest.Exec(t, conn, "insert into docs select g, repeat('x', 30000000) from generate_series(3, 4) g")
 	expect(t, conn, "two rows of 30 MB of the same letter", "bulk insert 2")
 }
 
 func TestPartitions(t *testing.T) {
 	t.Parallel()
-	conn := connect(t, pgtest.Migrated(t))
-	exec1(t, conn, `create table visits (id int, day date, note text, primary key (id, day)) partition by range (day);
+	conn := pgtest.Connect(t, pgtest.Migrated(t))
+	pgtest.Exec(t, conn, `create table visits (id int, day date, note text, primary key (id, day)) partition by range (day);
 		create table visits_old partition of visits for values from (minvalue) to ('2026-01-01');
 		create table visits_new partition of visits for values from ('2026-01-01') to (maxvalue) partition by list (id);
 		create table visits_new_rest partition of visits_new default`)
-	exec1(t, conn, "select trumpet.watch('visits')")
-	exec1(t, conn, "insert into visits values (1, '2025-05-05', 'a'), (2, '2026-05-05', 'b')")
+	pgtest.Exec(t, conn, "select trumpet.watch('visits')")
+	pgtest.Exec(t, conn, "insert into visits values (1, '2025-05-05', 'a'), (2, '2026-05-05', 'b')")
 	expect(t, conn, "insert through the root", `insert 2 [{"id":1,"day":"2025-05-05","note":"a"},{"id":2,"day":"2026-05-05","note":"b"}]`)
-	exec1(t, conn, "insert into visits_old values (3, '2025-06-06', 'c')")
+	pgtest.Exec(t, conn, "insert into visits_old values (3, '2025-06-06', 'c')")
 	expect(t, conn, "insert into a leaf", `insert 1 [{"id":3,"day":"2025-06-06","note":"c"}]`)
-	exec1(t, conn, "insert into visits_new values (4, '2026-06-06', 'd')")
+	pgtest.Exec(t, conn, "insert into visits_new values (4, '2026-06-06', 'd')")
 	expect(t, conn, "insert into a partition with partitions", `insert 1 [{"id":4,"day":"2026-06-06","note":"d"}]`)
-	exec1(t, conn, "update visits set day = '2026-07-07' where id = 1")
+	pgtest.Exec(t, conn, "update visits set day = '2026-07-07' where id = 1")
 	expect(t, conn, "a row that moves to another partition", `update 1 [{"id":1,"day":"2025-05-05","note":"a"}] [{"id":1,"day":"2026-07-07","note":"a"}]`)
-	exec1(t, conn, "truncate visits_old")
+	pgtest.Exec(t, conn, "truncate visits_old")
 	expect(t, conn, "truncate of a leaf", "bulk truncate 0")
-	exec1(t, conn, "truncate visits")
+	pgtest.Exec(t, conn, "truncate visits")
 	expect(t, conn, "truncate of the root", "truncate 0")
-	exec1(t, conn, "begin; truncate visits; insert into visits values (5, '2025-01-01', ''); truncate visits_old; commit")
+	pgtest.Exec(t, conn, "begin; truncate visits; insert into visits values (5, '2025-01-01', ''); truncate visits_old; commit")
 	expect(t, conn, "both in one transaction", "truncate 0", `insert 1 [{"id":5,"day":"2025-01-01","note":""}]`, "bulk truncate 0")
 
-	exec1(t, conn, "create table visits_older partition of visits_new for values in (77)")
-	exec1(t, conn, "select trumpet.watch('visits')") // takes the new one in
-	exec1(t, conn, "insert into visits_older values (77, '2026-02-02', '')")
+	pgtest.Exec(t, conn, "create table visits_older partition of visits_new for values in (77)")
+	pgtest.Exec(t, conn, "select trumpet.watch('visits')") // takes the new one in
+	pgtest.Exec(t, conn, "insert into visits_older values (77, '2026-02-02', '')")
 	expect(t, conn, "insert into a partition that came later", `insert 1 [{"id":77,"day":"2026-02-02","note":""}]`)
-	exec1(t, conn, "alter table visits detach partition visits_old")
-	exec1(t, conn, "select trumpet.unwatch('visits')")
+	pgtest.Exec(t, conn, "alter table visits detach partition visits_old")
+	pgtest.Exec(t, conn, "select trumpet.unwatch('visits')")
 	if n := query1[int64](t, conn, "select count(*) from pg_trigger where tgname like 'trumpet%'"); n != 0 {
 		t.Errorf("unwatch left %d triggers", n)
 	}
@@ -222,11 +222,11 @@ func TestPartitions(t *testing.T) {
 
 func TestWatchRefuses(t *testing.T) {
 	t.Parallel()
-	conn := connect(t, pgtest.Migrated(t))
-	exec1(t, conn, `create table jobs (id int primary key); create view v as select 1 as id; create temp table tmp (id int primary key);
+	conn := pgtest.Connect(t, pgtest.Migrated(t))
+	pgtest.Exec(t, conn, `create table jobs (id int primary key); create view v as select 1 as id; create temp table tmp (id int primary key);
 		create table "two words" (id int primary key); create schema other; create table other.jobs (id int primary key);
 		create table parted (id int primary key) partition by list (id); create table part partition of parted default`)
-	exec1(t, conn, "select trumpet.watch('jobs')")
+	pgtest.Exec(t, conn, "select trumpet.watch('jobs')")
 	for statement, want := range map[string]string{
 		"select trumpet.watch(null)":                                           "needs a table",
 		"select trumpet.watch('v')":                                            "cannot be watched",
@@ -255,12 +255,12 @@ func TestWatchRefuses(t *testing.T) {
 		if !errors.As(err, &pg) || !strings.Contains(pg.Message, want) {
 			t.Errorf("%s: %v, want …%s…", statement, err, want)
 		}
-		exec1(t, conn, "rollback")
+		pgtest.Exec(t, conn, "rollback")
 	}
 	if topic := query1[string](t, conn, "select trumpet.watch('other.jobs')"); topic != "other.jobs" {
 		t.Errorf("topic of a table in another schema: %q", topic)
 	}
-	exec1(t, conn, `select trumpet.watch('"two words"', topic => 'zwei-wörter')`)
+	pgtest.Exec(t, conn, `select trumpet.watch('"two words"', topic => 'zwei-wörter')`)
 	got := query1[string](t, conn, "select string_agg(topic, ' ' order by topic) from trumpet.watched")
 	if got != "jobs other.jobs zwei-wörter" {
 		t.Errorf("watched: %s", got)

@@ -15,24 +15,6 @@ import (
 	"github.com/trumpet-realtime/trumpet/sql"
 )
 
-// connect opens a connection that ends with the test.
-func connect(t *testing.T, url string) *pgx.Conn {
-	t.Helper()
-	conn, err := pgx.Connect(t.Context(), url)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = conn.Close(context.Background()) })
-	return conn
-}
-
-func exec1(t *testing.T, conn *pgx.Conn, statement string, args ...any) {
-	t.Helper()
-	if _, err := conn.Exec(t.Context(), statement, args...); err != nil {
-		t.Fatalf("%s: %v", statement, err)
-	}
-}
-
 func query1[T any](t *testing.T, conn *pgx.Conn, query string, args ...any) T {
 	t.Helper()
 	rows, err := conn.Query(t.Context(), query, args...)
@@ -78,8 +60,8 @@ func schema(t *testing.T, url string) string {
 func TestUpDownUp(t *testing.T) {
 	t.Parallel()
 	url := pgtest.New(t)
-	conn := connect(t, url)
-	exec1(t, conn, "create table jobs (id int primary key)")
+	conn := pgtest.Connect(t, url)
+	pgtest.Exec(t, conn, "create table jobs (id int primary key)")
 	found := schema(t, url)
 	if err := sql.Check(t.Context(), conn); !errors.Is(err, sql.ErrSchema) {
 		t.Errorf("check before up: %v", err)
@@ -96,8 +78,8 @@ func TestUpDownUp(t *testing.T) {
 	if again, err := sql.Up(t.Context(), conn); err != nil || len(again) != 0 {
 		t.Errorf("up again: %d applied, %v", len(again), err)
 	}
-	exec1(t, conn, "select trumpet.watch('jobs')")
-	exec1(t, conn, "insert into jobs values (1)")
+	pgtest.Exec(t, conn, "select trumpet.watch('jobs')")
+	pgtest.Exec(t, conn, "insert into jobs values (1)")
 
 	reverted, err := sql.Down(t.Context(), conn)
 	if err != nil || len(reverted) != len(sql.Migrations()) {
@@ -120,7 +102,7 @@ func TestUpDownUp(t *testing.T) {
 func TestPrintedSQLMakesTheSameSchema(t *testing.T) {
 	t.Parallel()
 	byUp, byPsql := pgtest.New(t), pgtest.New(t)
-	if _, err := sql.Up(t.Context(), connect(t, byUp)); err != nil {
+	if _, err := sql.Up(t.Context(), pgtest.Connect(t, byUp)); err != nil {
 		t.Fatal(err)
 	}
 	psql := func(down bool) {
@@ -140,7 +122,7 @@ func TestPrintedSQLMakesTheSameSchema(t *testing.T) {
 	if schema(t, byUp) != schema(t, byPsql) {
 		t.Error("print | psql made another schema than up")
 	}
-	conn := connect(t, byPsql)
+	conn := pgtest.Connect(t, byPsql)
 	if err := sql.Check(t.Context(), conn); err != nil {
 		t.Errorf("a schema made by psql is not recognised: %v", err)
 	}
@@ -161,8 +143,8 @@ func TestPrintedSQLMakesTheSameSchema(t *testing.T) {
 
 func TestANewerSchemaIsRefused(t *testing.T) {
 	t.Parallel()
-	conn := connect(t, pgtest.Migrated(t))
-	exec1(t, conn, "insert into trumpet.migration (version, name) values (9999, 'of the future')")
+	conn := pgtest.Connect(t, pgtest.Migrated(t))
+	pgtest.Exec(t, conn, "insert into trumpet.migration (version, name) values (9999, 'of the future')")
 	if err := sql.Check(t.Context(), conn); err == nil || !strings.Contains(err.Error(), "9999") {
 		t.Errorf("got %v", err)
 	}
@@ -172,12 +154,12 @@ func TestANewerSchemaIsRefused(t *testing.T) {
 func TestRoles(t *testing.T) {
 	t.Parallel()
 	url := pgtest.New(t)
-	admin := connect(t, url)
+	admin := pgtest.Connect(t, url)
 	suffix := query1[string](t, admin, "select replace(current_database(), '-', '_')")
 	quoted := func(role string) string { return pgx.Identifier{role + "_" + suffix}.Sanitize() }
 	owner, worker, writer := quoted("owner"), quoted("worker"), quoted("writer")
 	for _, role := range []string{owner, worker, writer} {
-		exec1(t, admin, "create role "+role)
+		pgtest.Exec(t, admin, "create role "+role)
 	}
 	t.Cleanup(func() { // roles belong to the server, which other tests share
 		ctx := context.Background()
@@ -185,21 +167,21 @@ func TestRoles(t *testing.T) {
 			_, _ = admin.Exec(ctx, "reset role; drop owned by "+role+" cascade; drop role "+role)
 		}
 	})
-	exec1(t, admin, "do $$ begin execute format('grant create on database %I to "+owner+"', current_database()); end $$")
-	exec1(t, admin, "create schema app authorization "+owner)
+	pgtest.Exec(t, admin, "do $$ begin execute format('grant create on database %I to "+owner+"', current_database()); end $$")
+	pgtest.Exec(t, admin, "create schema app authorization "+owner)
 
-	exec1(t, admin, "set role "+owner)
+	pgtest.Exec(t, admin, "set role "+owner)
 	if _, err := sql.Up(t.Context(), admin); err != nil {
 		t.Fatalf("install without superuser: %v", err)
 	}
-	exec1(t, admin, "create table app.jobs (id int primary key, status text)")
-	exec1(t, admin, "select trumpet.watch('app.jobs')")
-	exec1(t, admin, "select trumpet.grant_worker('"+strings.Trim(worker, `"`)+"')")
-	exec1(t, admin, "grant usage on schema app to "+writer)
-	exec1(t, admin, "grant insert on app.jobs to "+writer)
+	pgtest.Exec(t, admin, "create table app.jobs (id int primary key, status text)")
+	pgtest.Exec(t, admin, "select trumpet.watch('app.jobs')")
+	pgtest.Exec(t, admin, "select trumpet.grant_worker('"+strings.Trim(worker, `"`)+"')")
+	pgtest.Exec(t, admin, "grant usage on schema app to "+writer)
+	pgtest.Exec(t, admin, "grant insert on app.jobs to "+writer)
 
-	exec1(t, admin, "set role "+writer)
-	exec1(t, admin, "insert into app.jobs values (1, 'open')")
+	pgtest.Exec(t, admin, "set role "+writer)
+	pgtest.Exec(t, admin, "insert into app.jobs values (1, 'open')")
 	for _, forbidden := range []string{
 		"select * from trumpet.record", "select * from trumpet.sequence()", "select secret from trumpet.cluster",
 		"select trumpet.broadcast('dispatch', '1')", "insert into trumpet.record (topic, op, rows) values ('x', 'broadcast', 1)",
@@ -210,14 +192,14 @@ func TestRoles(t *testing.T) {
 		}
 	}
 
-	exec1(t, admin, "set role "+worker)
+	pgtest.Exec(t, admin, "set role "+worker)
 	if err := sql.Check(t.Context(), admin); err != nil {
 		t.Errorf("check as worker: %v", err)
 	}
 	if n := query1[int64](t, admin, "select sequenced from trumpet.sequence()"); n != 1 {
 		t.Errorf("the insert of a role without any right on the schema made %d records", n)
 	}
-	exec1(t, admin, "select trumpet.broadcast('dispatch', '1')")
-	exec1(t, admin, "select * from trumpet.prune('1 day', 1000000)")
-	exec1(t, admin, "select trumpet.verify_cluster()")
+	pgtest.Exec(t, admin, "select trumpet.broadcast('dispatch', '1')")
+	pgtest.Exec(t, admin, "select * from trumpet.prune('1 day', 1000000)")
+	pgtest.Exec(t, admin, "select trumpet.verify_cluster()")
 }

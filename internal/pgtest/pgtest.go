@@ -205,3 +205,22 @@ func withDatabase(admin, name string) string {
 	u.Path = "/" + name
 	return u.String()
 }
+
+// Connect opens a connection that ends with the test.
+func Connect(t testing.TB, url string) *pgx.Conn {
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close(context.Background()) })
+	return conn
+}
+
+// Exec runs statements, and fails the test if one of them fails.
+func Exec(t testing.TB, conn *pgx.Conn, statements string, args ...any) {
+	t.Helper()
+	if _, err := conn.Exec(t.Context(), statements, args...); err != nil {
+		t.Fatalf("%s: %v", statements, err)
+	}
+}

@@ -162,7 +162,7 @@ func startBrowser(t *testing.T, urls ...string) *browser {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := cmd.Start(); err != nil {
+	if err := startProcess(cmd); err != nil {
 		t.Fatalf("start browser: %v", err)
 	}
 	b := &browser{in: in, out: bufio.NewScanner(out)}

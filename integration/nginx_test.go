@@ -60,7 +60,7 @@ func tryNginx(t *testing.T, program, example string, first, second *worker) (pro
 	log := &logBuffer{}
 	cmd := exec.Command(program, "-p", dir, "-c", filepath.Join(dir, "nginx.conf"), "-e", "stderr")
 	cmd.Stdout, cmd.Stderr = log, log
-	if err := cmd.Start(); err != nil {
+	if err := startProcess(cmd); err != nil {
 		t.Fatalf("start nginx: %v", err)
 	}
 	ended := make(chan struct{})

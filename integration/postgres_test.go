@@ -135,11 +135,10 @@ func TestFrozenWorker(t *testing.T) {
 	const topics = "jobs,customers,dispatch"
 	seed := seed(t)
 	url, conn := newDatabase(t)
-	w1, w2 := startWorker(t, url, "w1"), startWorker(t, url, "w2")
-	// w1 came first and sequences: it is the worse one to freeze.
-	if !statusOf(t, w1).Worker.Sequencing {
-		t.Fatal("the first worker does not sequence")
-	}
+	w1 := startWorker(t, url, "w1")
+	// The first one sequences: it is the worse one to freeze.
+	poll(t.Context(), t, "the first worker to sequence", func() bool { return statusOf(t, w1).Worker.Sequencing })
+	w2 := startWorker(t, url, "w2")
 	frozen := dial(t, w1, dialling{transport: webSocket, topics: topics})
 	other := dial(t, w2, dialling{transport: sse, topics: topics})
 	begin := frozen.ready(t).ID

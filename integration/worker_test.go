@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -40,7 +41,23 @@ func run(m *testing.M) int {
 		fmt.Fprintf(os.Stderr, "build trumpet: %v\n%s", err, out)
 		return 1
 	}
+	go func() {
+		runtime.LockOSThread() // Linux tells children of the end of the thread that started them
+		for start := range starts {
+			start()
+		}
+	}()
 	return m.Run()
+}
+
+// starts are the processes to be started, by one thread that stays to the end.
+var starts = make(chan func())
+
+func startProcess(cmd *exec.Cmd) error {
+	cmd.SysProcAttr = endsWithUs()
+	result := make(chan error)
+	starts <- func() { result <- cmd.Start() }
+	return <-result
 }
 
 // worker is a process of `trumpet serve`.
@@ -60,7 +77,7 @@ func startWorker(t *testing.T, database, name string, flags ...string) *worker {
 	w.cmd = exec.Command(binary, args...)
 	w.cmd.Env = append(cleanEnvironment(), "DATABASE_URL="+database, "GORACE=exitcode=66 halt_on_error=1")
 	w.cmd.Stderr, w.cmd.Stdout = &w.log, &w.log
-	if err := w.cmd.Start(); err != nil {
+	if err := startProcess(w.cmd); err != nil {
 		t.Fatalf("start worker %s: %v", name, err)
 	}
 	go func() {

@@ -42,6 +42,9 @@ type writers struct {
 	tokens map[string]int // how many events each committed statement must give
 }
 
+// generations make the tokens of all writers different.
+var generations atomic.Int64
+
 // pace is between two transactions of a writer that goes on until it is stopped: a steady load,
 // not all that the machine can do.
 const pace = 10 * time.Millisecond
@@ -50,6 +53,7 @@ const pace = 10 * time.Millisecond
 func startWriters(t *testing.T, url string, seed uint64, count, transactions int) *writers {
 	t.Helper()
 	w := &writers{tokens: map[string]int{}}
+	name := generations.Add(1)
 	for n := range count {
 		conn := connectDatabase(t, url)
 		rng := rand.New(rand.NewPCG(seed, uint64(n)))
@@ -57,7 +61,7 @@ func startWriters(t *testing.T, url string, seed uint64, count, transactions int
 			tick := time.NewTicker(pace)
 			defer tick.Stop()
 			for i := 0; (transactions == 0 || i < transactions) && !w.stopping.Load(); i++ {
-				if err := w.transaction(t.Context(), conn, rng, fmt.Sprintf("w%d-%d", n, i)); err != nil {
+				if err := w.transaction(t.Context(), conn, rng, fmt.Sprintf("g%d-w%d-%d", name, n, i)); err != nil {
 					if t.Context().Err() == nil {
 						t.Errorf("writer %d: %v", n, err)
 					}
@@ -141,11 +145,17 @@ func statement(ctx context.Context, tx pgx.Tx, rng *rand.Rand, token string, tok
 	some := rng.IntN(20)
 	var tag pgconn.CommandTag
 	var err error
+	var changed int
 	switch rng.IntN(8) {
 	case 0, 1:
 		tag, err = tx.Exec(ctx, "insert into jobs (title) select $1 from generate_series(1, $2)", token, 1+rng.IntN(3))
-	case 2, 3, 4:
+	case 2, 3:
 		tag, err = tx.Exec(ctx, "update jobs set title = $1, priority = $3 where id % 20 = $2", token, some, rng.IntN(3))
+	case 4:
+		// It writes many rows and changes some, or none: what did not change is no event.
+		err = tx.QueryRow(ctx, `
+			with written as (update jobs set title = case when id % 3 = 0 then $1 else title end where id % 20 = $2 returning id)
+			select count(*) filter (where id % 3 = 0) from written`, token, some).Scan(&changed)
 	case 5:
 		tag, err = tx.Exec(ctx, "insert into customers (name) values ($1)", token)
 	case 6:
@@ -164,7 +174,7 @@ func statement(ctx context.Context, tx pgx.Tx, rng *rand.Rand, token string, tok
 	if err != nil {
 		return err
 	}
-	if n := int(tag.RowsAffected()); n > 0 {
+	if n := int(tag.RowsAffected()) + changed; n > 0 {
 		tokens[token] += n
 	}
 	return nil

@@ -17,19 +17,22 @@ as_root() {
   fi
 }
 
-# install_debian installs packages; their services are neither started nor set up, because
-# a private server is all that is used here.
+# install_debian installs packages. Their services are not set up, because a private server is
+# all that is used here: while it runs, a marker keeps Debian's Postgres from making a cluster.
 install_debian() {
   command -v apt-get >/dev/null || return 1
   echo "installing $* …" >&2
+  local marker=/etc/postgresql-common/createcluster.conf marked='' status=0
   as_root apt-get update -qq
-  # The marker lets Debian's Postgres packages be installed without making a cluster.
-  if [ ! -e /etc/postgresql-common/createcluster.conf ]; then
-    as_root mkdir -p /etc/postgresql-common
-    echo 'create_main_cluster = false' | as_root tee /etc/postgresql-common/createcluster.conf >/dev/null
+  if [ ! -e $marker ]; then
+    as_root mkdir -p "${marker%/*}"
+    echo 'create_main_cluster = false' | as_root tee $marker >/dev/null
+    marked=yes
   fi
-  as_root env DEBIAN_FRONTEND=noninteractive UCF_FORCE_CONFFOLD=1 apt-get install -y -qq --no-install-recommends \
-    "$@" >&2
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+    -o Dpkg::Options::=--force-confold "$@" >&2 || status=$?
+  [ -z "$marked" ] || as_root rm -f $marker
+  return $status
 }
 
 # need_go checks for the Go that go.mod asks for. Go 1.21 and newer fetch it by themselves.

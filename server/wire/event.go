@@ -20,7 +20,7 @@ func EncodeEvent(f Format, e *trumpet.Event, more bool) []byte {
 }
 
 // AppendEvent appends the event as one JSON object. Row values are passed through: they
-// are what to_jsonb gave.
+// are what row_to_json gave.
 func AppendEvent(dst []byte, e *trumpet.Event, more bool) []byte {
 	dst = append(dst, '{')
 	if !e.ID.IsZero() {

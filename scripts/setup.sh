@@ -29,7 +29,7 @@ install_debian() {
     echo 'create_main_cluster = false' | as_root tee $marker >/dev/null
     marked=yes
   fi
-  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+  as_root env DEBIAN_FRONTEND=noninteractive UCF_FORCE_CONFFOLD=1 apt-get install -y -qq --no-install-recommends \
     -o Dpkg::Options::=--force-confold "$@" >&2 || status=$?
   [ -z "$marked" ] || as_root rm -f $marker
   return $status

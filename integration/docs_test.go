@@ -98,7 +98,8 @@ type docsSession struct {
 	input   io.Writer
 	results *bufio.Reader // one line for each block that succeeded
 	errors  logBuffer
-	output  string     // of the newest block
+	newest  string     // the block that was run last
+	output  string     // and what it printed
 	stream  *logBuffer // of the newest curl -N in the background
 	shown   int        // how much of it was compared
 }
@@ -173,6 +174,18 @@ func (s *docsSession) do(t *testing.T, page string, block docsBlock) bool {
 			t.Errorf("%s shows\n%s\nbut it is\n%s", where, text, s.output)
 		}
 		return false
+	case block.mark == "output, sooner or later":
+		pattern, repeat := docsPattern(text), false
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		defer cancel()
+		poll(ctx, t, "what "+where+" shows", func() bool {
+			if repeat {
+				s.run(t, where, s.newest)
+			}
+			repeat = true
+			return pattern.MatchString(docsTrim(s.output))
+		})
+		return false
 	case block.mark == "output of the stream":
 		s.expectStream(t, where, text)
 		return false
@@ -187,6 +200,7 @@ func (s *docsSession) do(t *testing.T, page string, block docsBlock) bool {
 // run runs a block in the session's shell, which ends if a command fails.
 func (s *docsSession) run(t *testing.T, where, text string) {
 	t.Helper()
+	s.newest = text
 	script, output := filepath.Join(s.dir, ".block"), filepath.Join(s.dir, ".output")
 	if err := os.WriteFile(script, []byte(text), 0o600); err != nil {
 		t.Fatal(err)

@@ -170,7 +170,7 @@ func (s *docsSession) do(t *testing.T, page string, block docsBlock) bool {
 	case block.language == "sql":
 		s.run(t, where, "psql --no-psqlrc --set ON_ERROR_STOP=1 <<'END OF BLOCK'\n"+text+"END OF BLOCK\n")
 	case block.mark == "output":
-		if pattern := docsPattern(text); !pattern.MatchString(docsTrim(s.output)) {
+		if pattern := docsPattern(text); !pattern.MatchString(docsTrim(docsWithoutPings(s.output))) {
 			t.Errorf("%s shows\n%s\nbut it is\n%s", where, text, s.output)
 		}
 		return false
@@ -183,7 +183,7 @@ func (s *docsSession) do(t *testing.T, page string, block docsBlock) bool {
 				s.run(t, where, s.newest)
 			}
 			repeat = true
-			return pattern.MatchString(docsTrim(s.output))
+			return pattern.MatchString(docsTrim(docsWithoutPings(s.output)))
 		})
 		return false
 	case block.mark == "output of the stream":

@@ -164,6 +164,11 @@ func New(config Config, sink Sink) (*Bus, error) {
 	return b, nil
 }
 
+// ownDefaults make a session independent of what the database's or the role's defaults are: a step
+// of the sequencer needs READ COMMITTED, and writes. They are set here, not in the startup
+// packet, because poolers refuse parameters there that they do not know.
+const ownDefaults = "set default_transaction_isolation = 'read committed'; set default_transaction_read_only = off; "
+
 // connConfig is a copy of the connection's configuration under its own application_name,
 // which begins with "trumpet" so that pg_stat_activity shows who is there.
 func (b *Bus) connConfig(role string) *pgx.ConnConfig {
@@ -189,6 +194,10 @@ func (b *Bus) Run(ctx context.Context) error {
 	// At rest nothing is asked of Postgres, health checks included.
 	poolConfig.HealthCheckPeriod = time.Hour
 	poolConfig.MaxConnIdleTime = time.Hour
+	poolConfig.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
+		_, err := conn.Exec(ctx, ownDefaults)
+		return err
+	}
 	if b.pool, err = pgxpool.NewWithConfig(ctx, poolConfig); err != nil {
 		return fmt.Errorf("open pool: %w", err)
 	}

@@ -121,7 +121,7 @@ func (b *Bus) prepareSession(ctx context.Context, conn *pgconn.PgConn, echo <-ch
 	// that would end an idle session. LISTEN is committed with the batch.
 	var setup strings.Builder
 	setup.WriteString("set tcp_user_timeout = '10s'; set tcp_keepalives_idle = 10; set tcp_keepalives_interval = 3; set tcp_keepalives_count = 3;")
-	setup.WriteString("select set_config('idle_session_timeout', '0', false); set statement_timeout = 0;")
+	setup.WriteString(ownDefaults + "set idle_session_timeout = 0; set statement_timeout = 0;")
 	for _, channel := range append([]string{channelEvents, channelWake, channelWorkers}, b.config.Channels...) {
 		setup.WriteString("listen " + pgx.Identifier{channel}.Sanitize() + ";")
 	}

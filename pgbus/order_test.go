@@ -2,6 +2,7 @@ package pgbus_test
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -147,7 +148,7 @@ func TestHeartbeatFindsWhatNoWakeUpTold(t *testing.T) {
 func TestWakeUpsOff(t *testing.T) {
 	t.Parallel()
 	url, conn := database(t)
-	pgtest.Exec(t, conn, "do $$ begin execute format('alter database %I set trumpet.wake = off', current_database()); end $$")
+	pgtest.Exec(t, conn, "alter table trumpet.record disable trigger wake")
 	_, r, _ := start(t, url, "w1", slowHeartbeat)
 	writer := pgtest.Connect(t, url)
 	pgtest.Exec(t, writer, "insert into jobs (id) values (1)")
@@ -161,6 +162,23 @@ func TestWakeUpsOff(t *testing.T) {
 	}
 	pgtest.Exec(t, writer, "commit prepared 'two'")
 	r.wait(t, "the prepared transaction's event", func(r *recorder) bool { return len(r.events) == 2 })
+}
+
+// What the database's defaults are must not matter to the bus.
+func TestTransactionDefaultsOfTheDatabase(t *testing.T) {
+	t.Parallel()
+	url, conn := database(t)
+	pgtest.Exec(t, conn, `do $$ begin
+		execute format('alter database %I set default_transaction_isolation = serializable', current_database());
+		execute format('alter database %I set default_transaction_read_only = on', current_database()); end $$`)
+	bus, r, _ := start(t, url, "w1", nil)
+	pgtest.Exec(t, conn, "insert into jobs (id) values (1)") // a session from before
+	if id, err := bus.Publish(t.Context(), "dispatch", json.RawMessage(`"end"`)); err != nil || id.IsZero() {
+		t.Errorf("publish: %v, %v", id, err)
+	}
+	if got, want := describe(r.waitData(t, `"end"`)), []string{`insert {"id":1}`, `broadcast "end"`}; !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
 }
 
 func waitFor(t *testing.T, conn *pgx.Conn, condition string) {

@@ -50,7 +50,7 @@ const (
 	// the step before took, so sequencing takes half of one processor at most.
 	stepPauseMin = time.Millisecond
 	stepPauseMax = 10 * time.Millisecond
-	// pollInterval is for databases where trumpet.wake is off.
+	// pollInterval is for databases where wake-ups are off.
 	pollInterval = 50 * time.Millisecond
 	// stepTimeout bounds one step; a backlog of a million records takes some ten seconds.
 	stepTimeout = 5 * time.Minute
@@ -126,12 +126,14 @@ func (s *sequencer) serve(ctx context.Context) error {
 		return fmt.Errorf("connect: %w", err)
 	}
 	defer closeConn(conn.PgConn())
-	if _, err := conn.PgConn().Exec(connectCtx, `set tcp_user_timeout = '10s'; set statement_timeout = 0;
-		select set_config('idle_session_timeout', '0', false)`).ReadAll(); err != nil {
+	if _, err := conn.PgConn().Exec(connectCtx, ownDefaults+`set tcp_user_timeout = '10s'; set statement_timeout = 0;
+		set idle_session_timeout = 0`).ReadAll(); err != nil {
 		return fmt.Errorf("set up session: %w", err)
 	}
 	var restarted, polling, duty bool
-	row := conn.QueryRow(connectCtx, `select trumpet.verify_cluster(), coalesce(current_setting('trumpet.wake', true) = 'off', false),
+	row := conn.QueryRow(connectCtx, `select trumpet.verify_cluster(),
+		exists (select from pg_trigger where tgrelid = 'trumpet.record'::regclass and tgname = 'wake' and tgenabled = 'D')
+		or coalesce(current_setting('trumpet.wake', true) = 'off', false),
 		pg_try_advisory_lock(1953656176, 3)`)
 	if err := row.Scan(&restarted, &polling, &duty); err != nil {
 		return fmt.Errorf("take duty: %w", err)

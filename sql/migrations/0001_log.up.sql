@@ -90,8 +90,11 @@ values (0, (floor(random() * 4294967296) - 2147483648)::int, 0, false, 0, pg_cur
 -- lock is free again as soon as that one transaction has committed. An awake
 -- sequencer holds it too: then nobody needs to notify at all. With a queue that is
 -- half full a wake-up is left out rather than risk the user's commit: the
--- heartbeat finds the record. "alter database … set trumpet.wake = 'off'" is for those who
--- need PREPARE TRANSACTION, which Postgres refuses after a NOTIFY.
+-- heartbeat finds the record.
+--
+-- Postgres refuses PREPARE TRANSACTION after a NOTIFY. Who needs it sets trumpet.wake to off in
+-- that session or transaction, or, for the whole database, runs as the owner of this table:
+-- alter table trumpet.record disable trigger wake. Workers that start then poll.
 create function trumpet.wake() returns trigger
 language plpgsql as $$
 begin

@@ -158,9 +158,10 @@ create view trumpet.watched as
 --   key        what identifies a row; the primary key if null; '{}' for none.
 --   topic      the table's name if null, with its schema before it unless that is public.
 --   max_rows   a statement that touches more rows is one bulk event.
---   max_bytes  so is one whose rows take more as jsonb, old and new together.
+--   max_bytes  so is one whose rows take more as JSON, old and new together.
 --
--- Takes SHARE ROW EXCLUSIVE on the table until the transaction ends: reads go on, writes wait.
+-- The first time it takes SHARE ROW EXCLUSIVE on the table until the transaction ends: reads go on,
+-- writes wait. Again, and unwatch, take ACCESS EXCLUSIVE, because they drop triggers.
 create function trumpet.watch(
   relation regclass, columns text[] default null, key text[] default null, topic text default null,
   max_rows int default 1000, max_bytes int default 8388608) returns text

@@ -30,7 +30,8 @@ type Event struct {
 	// trigger), not when it was committed.
 	At time.Time
 
-	// Key, New and Old are JSON objects, or nil where the operation has none.
+	// Key, New and Old are JSON objects, or nil where the operation has none. None of them, nor
+	// Data, holds a line end: an event is one line.
 	// New is the row after the change. Old is, on update, only the columns that
 	// changed, with their former values; on delete, the row.
 	Key json.RawMessage

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/trumpet-realtime/trumpet/internal/pgtest"
 )
 
 // The gate: two browser windows on two workers behind nginx. What is sent by POST through nginx, by
@@ -41,15 +43,15 @@ func TestTwoClients(t *testing.T) {
 	}
 	insert := func(t *testing.T, conn *pgx.Conn, title string) {
 		t.Helper()
-		execute(t, conn, "insert into jobs (title, technician, scheduled_for) values ($1, 'A. Technician', now())", title)
+		pgtest.Exec(t, conn, "insert into jobs (title, technician, scheduled_for) values ($1, 'A. Technician', now())", title)
 	}
 
 	// One after the other, each seen on both pages before the next.
 	post(t, "by POST")
 	b.do(t, command{Do: "banner", Text: "by POST"}, nil)
-	execute(t, conn, `select trumpet.broadcast('dispatch', '{"message": "by trumpet.broadcast"}')`)
+	pgtest.Exec(t, conn, `select trumpet.broadcast('dispatch', '{"message": "by trumpet.broadcast"}')`)
 	b.do(t, command{Do: "banner", Text: "by trumpet.broadcast"}, nil)
-	execute(t, conn, "notify dispatch, 'by raw NOTIFY'")
+	pgtest.Exec(t, conn, "notify dispatch, 'by raw NOTIFY'")
 	b.do(t, command{Do: "banner", Text: "by raw NOTIFY"}, nil)
 	insert(t, conn, "by INSERT")
 	b.do(t, command{Do: "card", Text: "by INSERT", Lane: "new"}, nil)
@@ -58,13 +60,13 @@ func TestTwoClients(t *testing.T) {
 		b.do(t, command{Do: "send", Window: window, Text: text}, nil)
 		b.do(t, command{Do: "banner", Text: text}, nil)
 	}
-	execute(t, conn, "update jobs set status = 'done' where title = 'by INSERT'")
+	pgtest.Exec(t, conn, "update jobs set status = 'done' where title = 'by INSERT'")
 	b.do(t, command{Do: "card", Text: "by INSERT", Lane: "done"}, nil)
 	checkWindows(t, b, 7)
 
 	// All four at once, again and again.
 	const rounds = 15
-	connections := []*pgx.Conn{connectDatabase(t, url), connectDatabase(t, url), connectDatabase(t, url)}
+	connections := []*pgx.Conn{pgtest.Connect(t, url), pgtest.Connect(t, url), pgtest.Connect(t, url)}
 	var senders sync.WaitGroup
 	each := func(f func(i int)) {
 		senders.Go(func() {
@@ -75,10 +77,10 @@ func TestTwoClients(t *testing.T) {
 	}
 	each(func(i int) { post(t, fmt.Sprintf("post %d", i)) })
 	each(func(i int) {
-		execute(t, connections[0], "select trumpet.broadcast('dispatch', to_jsonb($1::text))", fmt.Sprintf("broadcast %d", i))
+		pgtest.Exec(t, connections[0], "select trumpet.broadcast('dispatch', to_jsonb($1::text))", fmt.Sprintf("broadcast %d", i))
 	})
 	each(func(i int) {
-		execute(t, connections[1], "select pg_notify('dispatch', $1)", fmt.Sprintf("notify %d", i))
+		pgtest.Exec(t, connections[1], "select pg_notify('dispatch', $1)", fmt.Sprintf("notify %d", i))
 	})
 	each(func(i int) { insert(t, connections[2], fmt.Sprintf("insert %d", i)) })
 	senders.Wait()

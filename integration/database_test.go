@@ -2,7 +2,6 @@ package integration
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"fmt"
 	"reflect"
@@ -33,30 +32,9 @@ const schema = `
 func newDatabase(t *testing.T) (url string, conn *pgx.Conn) {
 	t.Helper()
 	url = pgtest.Migrated(t)
-	conn = connectDatabase(t, url)
-	execute(t, conn, schema)
+	conn = pgtest.Connect(t, url)
+	pgtest.Exec(t, conn, schema)
 	return url, conn
-}
-
-func connectDatabase(t *testing.T, url string) *pgx.Conn {
-	t.Helper()
-	conn, err := pgx.Connect(t.Context(), url)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), patience)
-		defer cancel()
-		_ = conn.Close(ctx)
-	})
-	return conn
-}
-
-func execute(t *testing.T, conn *pgx.Conn, statement string, args ...any) {
-	t.Helper()
-	if _, err := conn.Exec(t.Context(), statement, args...); err != nil {
-		t.Fatalf("%.80s: %v", statement, err)
-	}
 }
 
 func queryOne[T any](t *testing.T, conn *pgx.Conn, query string, args ...any) T {
@@ -71,7 +49,7 @@ func queryOne[T any](t *testing.T, conn *pgx.Conn, query string, args ...any) T 
 // broadcast sends a JSON value to the topic dispatch, in a transaction of its own.
 func broadcast(t *testing.T, conn *pgx.Conn, data string) {
 	t.Helper()
-	execute(t, conn, "select trumpet.broadcast('dispatch', $1::text::jsonb)", data)
+	pgtest.Exec(t, conn, "select trumpet.broadcast('dispatch', $1::text::jsonb)", data)
 }
 
 // endOfTest comes after everything else.

@@ -8,7 +8,6 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/trumpet-realtime/trumpet/internal/pgtest"
-	"github.com/trumpet-realtime/trumpet/sql"
 )
 
 // Postgres is killed and comes back: clients stay connected, are told that what they show is
@@ -17,26 +16,11 @@ func TestPostgresKilled(t *testing.T) {
 	t.Parallel()
 	const topics = "jobs,customers,dispatch"
 	seed := seed(t)
-	server := pgtest.Start(t, nil)
-	if err := server.CreateDatabase(t.Context(), "app"); err != nil {
-		t.Fatal(err)
-	}
-	url := server.URL("app")
-	conn := connectDatabase(t, url)
-	if _, err := sql.Up(t.Context(), conn); err != nil {
-		t.Fatal(err)
-	}
-	execute(t, conn, schema)
+	server, url := pgtest.StartMigrated(t, nil)
+	conn := pgtest.Connect(t, url)
+	pgtest.Exec(t, conn, schema)
 	workers := []*worker{startWorker(t, url, "w1"), startWorker(t, url, "w2")}
-	var clients []*client
-	var begin string
-	for _, w := range workers {
-		for i := range 6 {
-			c := dial(t, w, dialling{transport: transports[i%2], topics: topics})
-			begin = c.ready(t).ID
-			clients = append(clients, c)
-		}
-	}
+	clients, begin := dialSixEach(t, workers, topics)
 	before := startWriters(t, url, seed, 2, 0)
 	for _, c := range clients {
 		c.waitEvents(t, 20)
@@ -73,7 +57,7 @@ func TestPostgresKilled(t *testing.T) {
 		c.waitEvents(t, len(c.events())+20)
 	}
 	after.stop()
-	conn = connectDatabase(t, url)
+	conn = pgtest.Connect(t, url)
 	truth := finish(t, conn, clients[0])
 	for _, c := range clients {
 		c.waitEnd(t)
@@ -90,15 +74,7 @@ func TestListenersTerminated(t *testing.T) {
 	seed := seed(t)
 	url, conn := newDatabase(t)
 	workers := []*worker{startWorker(t, url, "w1"), startWorker(t, url, "w2")}
-	var clients []*client
-	var begin string
-	for _, w := range workers {
-		for i := range 6 {
-			c := dial(t, w, dialling{transport: transports[i%2], topics: topics})
-			begin = c.ready(t).ID
-			clients = append(clients, c)
-		}
-	}
+	clients, begin := dialSixEach(t, workers, topics)
 	writing := startWriters(t, url, seed, 3, 0)
 	for i := range times {
 		clients[0].waitEvents(t, len(clients[0].events())+10)
@@ -162,4 +138,18 @@ func TestFrozenWorker(t *testing.T) {
 		checkEvents(t, c.name, topics, truth, begin, c.events())
 	}
 	writing.check(t, other.name, other.events())
+}
+
+// dialSixEach dials six clients of either transport, in turn, to each worker, and returns the id at which
+// the last one began.
+func dialSixEach(t *testing.T, workers []*worker, topics string) (clients []*client, begin string) {
+	t.Helper()
+	for _, w := range workers {
+		for i := range 6 {
+			c := dial(t, w, dialling{transport: transports[i%2], topics: topics})
+			begin = c.ready(t).ID
+			clients = append(clients, c)
+		}
+	}
+	return clients, begin
 }

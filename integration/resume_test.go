@@ -5,6 +5,8 @@ import (
 	"testing"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/trumpet-realtime/trumpet/internal/pgtest"
 )
 
 // A client that is cut off in the middle of the stream comes back to the other worker with its last
@@ -65,7 +67,7 @@ func TestResumeFromTheLog(t *testing.T) {
 	w1 := startWorker(t, url, "w1")
 	c := dial(t, w1, dialling{transport: webSocket, topics: "jobs,dispatch"})
 	begin := c.ready(t).ID
-	execute(t, conn, "insert into jobs (title) select 'job ' || g from generate_series(1, 500) g")
+	pgtest.Exec(t, conn, "insert into jobs (title) select 'job ' || g from generate_series(1, 500) g")
 	c.waitEvents(t, 500)
 	middle := c.events()[249].ID
 	err := pgx.BeginFunc(t.Context(), conn, func(tx pgx.Tx) error {
@@ -104,12 +106,12 @@ func TestReset(t *testing.T) {
 	w1 := startWorker(t, url, "w1")
 	c := dial(t, w1, dialling{transport: webSocket, topics: "jobs"})
 	c.ready(t)
-	execute(t, conn, "insert into jobs (title) values ('one')")
-	execute(t, conn, "insert into jobs (title) values ('two')")
+	pgtest.Exec(t, conn, "insert into jobs (title) values ('one')")
+	pgtest.Exec(t, conn, "insert into jobs (title) values ('two')")
 	c.waitEvents(t, 2)
 	old := c.events()[0].ID
-	execute(t, conn, "select trumpet.prune('0', 0)")
-	execute(t, conn, "insert into jobs (title) values ('three')")
+	pgtest.Exec(t, conn, "select trumpet.prune('0', 0)")
+	pgtest.Exec(t, conn, "insert into jobs (title) values ('three')")
 	c.waitEvents(t, 3)
 	newest := c.events()[2].ID
 	w2 := startWorker(t, url, "w2") // w1 holds in memory what was pruned; this one does not

@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/trumpet-realtime/trumpet/internal/pgtest"
 )
 
 // What is large, much or uncommon: each is seen the same by a WebSocket and an SSE client on each
@@ -14,7 +16,7 @@ import (
 func TestBigThings(t *testing.T) {
 	t.Parallel()
 	url, conn := newDatabase(t)
-	execute(t, conn, `
+	pgtest.Exec(t, conn, `
 		create table documents (id int primary key, body text, note text);
 		create table many (id int primary key, n int not null default 0);
 		insert into many select g from generate_series(1, 100000) g;
@@ -65,7 +67,7 @@ func TestBigThings(t *testing.T) {
 	t.Run("a row of 1 MB", func(t *testing.T) {
 		// Text that does not compress to next to nothing.
 		const body = "select string_agg(md5(g::text), '') from generate_series(1, 32768) g"
-		events := step(t, func() { execute(t, conn, "insert into documents values (1, ("+body+"), 'first')") })
+		events := step(t, func() { pgtest.Exec(t, conn, "insert into documents values (1, ("+body+"), 'first')") })
 		want := queryOne[string](t, conn, body)
 		if len(events) != 1 || len(want) != 1<<20 {
 			t.Fatalf("%d events, the text has %d bytes", len(events), len(want))
@@ -73,7 +75,7 @@ func TestBigThings(t *testing.T) {
 		if row := decode(t, events[0].New).(map[string]any); row["body"] != want {
 			t.Error("the row came changed")
 		}
-		events = step(t, func() { execute(t, conn, "update documents set note = 'second' where id = 1") })
+		events = step(t, func() { pgtest.Exec(t, conn, "update documents set note = 'second' where id = 1") })
 		if len(events) != 1 || string(events[0].Old) != `{"note":"first"}` || len(events[0].New) < 1<<20 {
 			t.Errorf("after an update of another column: %d events", len(events))
 		}
@@ -105,7 +107,7 @@ func TestBigThings(t *testing.T) {
 	})
 
 	t.Run("a statement of 100000 rows", func(t *testing.T) {
-		events := step(t, func() { execute(t, conn, "update many set n = -1") })
+		events := step(t, func() { pgtest.Exec(t, conn, "update many set n = -1") })
 		if len(events) != 1 {
 			t.Fatalf("%d events, want one", len(events))
 		}
@@ -116,7 +118,7 @@ func TestBigThings(t *testing.T) {
 	})
 
 	t.Run("as many rows as are told one by one", func(t *testing.T) {
-		events := step(t, func() { execute(t, conn, "update many set n = 7 where id <= 1000") })
+		events := step(t, func() { pgtest.Exec(t, conn, "update many set n = 7 where id <= 1000") })
 		if len(events) != 1000 {
 			t.Fatalf("%d events, want 1000", len(events))
 		}
@@ -128,7 +130,7 @@ func TestBigThings(t *testing.T) {
 	})
 
 	t.Run("truncate", func(t *testing.T) {
-		events := step(t, func() { execute(t, conn, "truncate many, documents") })
+		events := step(t, func() { pgtest.Exec(t, conn, "truncate many, documents") })
 		if got := describe(events); !reflect.DeepEqual(got, []string{"truncate documents +", "truncate many"}) &&
 			!reflect.DeepEqual(got, []string{"truncate many +", "truncate documents"}) {
 			t.Errorf("%q", got)
@@ -137,13 +139,13 @@ func TestBigThings(t *testing.T) {
 
 	t.Run("a partitioned table", func(t *testing.T) {
 		events := step(t, func() {
-			execute(t, conn, "insert into readings values (1, 'north', 10), (2, 'south', 20)")
-			execute(t, conn, "insert into readings_north values (3, 'north', 30)")
-			execute(t, conn, "update readings set value = 11 where id = 1")
-			execute(t, conn, "update readings set area = 'south' where id = 3")
-			execute(t, conn, "delete from readings_south where id = 2")
-			execute(t, conn, "truncate readings_north")
-			execute(t, conn, "truncate readings")
+			pgtest.Exec(t, conn, "insert into readings values (1, 'north', 10), (2, 'south', 20)")
+			pgtest.Exec(t, conn, "insert into readings_north values (3, 'north', 30)")
+			pgtest.Exec(t, conn, "update readings set value = 11 where id = 1")
+			pgtest.Exec(t, conn, "update readings set area = 'south' where id = 3")
+			pgtest.Exec(t, conn, "delete from readings_south where id = 2")
+			pgtest.Exec(t, conn, "truncate readings_north")
+			pgtest.Exec(t, conn, "truncate readings")
 		})
 		want := []string{
 			`insert readings {"id":1,"area":"north"} +`, `insert readings {"id":2,"area":"south"}`,

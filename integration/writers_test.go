@@ -14,6 +14,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/trumpet-realtime/trumpet/internal/pgtest"
 )
 
 // seed is printed, and taken from TRUMPET_SEED to repeat a run.
@@ -55,7 +57,7 @@ func startWriters(t *testing.T, url string, seed uint64, count, transactions int
 	w := &writers{tokens: map[string]int{}}
 	name := generations.Add(1)
 	for n := range count {
-		conn := connectDatabase(t, url)
+		conn := pgtest.Connect(t, url)
 		rng := rand.New(rand.NewPCG(seed, uint64(n)))
 		w.group.Go(func() {
 			tick := time.NewTicker(pace)

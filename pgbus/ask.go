@@ -3,9 +3,7 @@ package pgbus
 import (
 	"context"
 	"crypto/rand"
-	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -134,11 +132,7 @@ func (b *Bus) Ask(ctx context.Context) (collected []json.RawMessage, alive int, 
 		return nil, 0, fmt.Errorf("ask: %w", err)
 	}
 
-	nonce := make([]byte, 12)
-	if _, err := rand.Read(nonce); err != nil {
-		return nil, 0, fmt.Errorf("ask: %w", err)
-	}
-	question := hex.EncodeToString(nonce)
+	question := rand.Text()
 	answers := make(chan json.RawMessage, max(alive, 1)+16)
 	b.answers.mu.Lock()
 	b.answers.waiting[question] = answers
@@ -160,7 +154,7 @@ func (b *Bus) Ask(ctx context.Context) (collected []json.RawMessage, alive int, 
 		case <-timer.C:
 			return collected, alive, nil
 		case <-ctx.Done():
-			return collected, alive, errors.Join(ctx.Err())
+			return collected, alive, ctx.Err()
 		}
 	}
 	return collected, alive, nil

@@ -130,7 +130,6 @@ const (
 type Bus struct {
 	config Config
 	conn   *pgx.ConnConfig
-	pool   *pgxpool.Pool
 	sink   Sink
 	log    *slog.Logger
 
@@ -139,7 +138,8 @@ type Bus struct {
 	answers   *answers
 	published *published
 
-	secret atomic.Pointer[[]byte] // signs notifications; read at each connect
+	pool   atomic.Pointer[pgxpool.Pool] // while Run runs
+	secret atomic.Pointer[[]byte]       // signs notifications; read at each connect
 	status statusBoard
 }
 
@@ -168,6 +168,12 @@ func New(config Config, sink Sink) (*Bus, error) {
 // of the sequencer needs READ COMMITTED, and writes. They are set here, not in the startup
 // packet, because poolers refuse parameters there that they do not know.
 const ownDefaults = "set default_transaction_isolation = 'read committed'; set default_transaction_read_only = off; "
+
+// longLived is what the listening and the sequencing session set: no time-out ends them while they
+// wait, and tcp_user_timeout lets the server drop them when this process is frozen or gone without a
+// word, before the notification queue fills.
+const longLived = ownDefaults +
+	"set tcp_user_timeout = '10s'; set idle_session_timeout = 0; set statement_timeout = 0; "
 
 // connConfig is a copy of the connection's configuration under its own application_name,
 // which begins with "trumpet" so that pg_stat_activity shows who is there.
@@ -198,12 +204,13 @@ func (b *Bus) Run(ctx context.Context) error {
 		_, err := conn.Exec(ctx, ownDefaults)
 		return err
 	}
-	if b.pool, err = pgxpool.NewWithConfig(ctx, poolConfig); err != nil {
+	pool, err := pgxpool.NewWithConfig(ctx, poolConfig)
+	if err != nil {
 		return fmt.Errorf("open pool: %w", err)
 	}
-	defer b.pool.Close()
-	b.status.running(b.pool)
-	defer b.status.running(nil)
+	defer pool.Close()
+	b.pool.Store(pool)
+	defer b.pool.Store(nil)
 
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return b.listen(ctx) })
@@ -239,19 +246,12 @@ type Status struct {
 // statusBoard is the Status that several goroutines write.
 type statusBoard struct {
 	mu        sync.Mutex
-	pool      *pgxpool.Pool
 	head      trumpet.EventID
 	connected atomic.Bool
 	duty      atomic.Bool
 	lastHeard atomic.Int64 // Unix nanoseconds
 
 	reconnects, events, steps, sequenced, gaps, logReads, forged, malformed, dropped, pruned atomic.Int64
-}
-
-func (s *statusBoard) running(pool *pgxpool.Pool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.pool = pool
 }
 
 func (s *statusBoard) setHead(head trumpet.EventID) {
@@ -294,9 +294,7 @@ var errNotRunning = errors.New("the bus is not running")
 
 // acquire gives a connection of the pool.
 func (b *Bus) acquire(ctx context.Context) (*pgxpool.Conn, error) {
-	b.status.mu.Lock()
-	pool := b.status.pool
-	b.status.mu.Unlock()
+	pool := b.pool.Load()
 	if pool == nil {
 		return nil, errNotRunning
 	}

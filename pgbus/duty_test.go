@@ -12,7 +12,6 @@ import (
 
 	"github.com/trumpet-realtime/trumpet/internal/pgtest"
 	"github.com/trumpet-realtime/trumpet/pgbus"
-	"github.com/trumpet-realtime/trumpet/sql"
 )
 
 func TestOneWorkerAtATimeSequences(t *testing.T) {
@@ -158,18 +157,11 @@ func TestPruning(t *testing.T) {
 // At rest nothing is written, and nothing is asked but one heartbeat a worker.
 func TestAtRest(t *testing.T) {
 	t.Parallel()
-	server := pgtest.Start(t, map[string]string{
+	server, url := pgtest.StartMigrated(t, map[string]string{
 		"log_statement": "all", "log_line_prefix": "%a|", "autovacuum": "off",
 		"checkpoint_timeout": "1h", "wal_level": "minimal", "max_wal_senders": "0",
 	})
-	if err := server.CreateDatabase(t.Context(), "rest"); err != nil {
-		t.Fatal(err)
-	}
-	url := server.URL("rest")
 	conn := pgtest.Connect(t, url)
-	if _, err := sql.Up(t.Context(), conn); err != nil {
-		t.Fatal(err)
-	}
 	one, _, _ := start(t, url, "w1", nil)
 	two, r2, _ := start(t, url, "w2", nil)
 	pgtest.Exec(t, conn, "select trumpet.broadcast('dispatch', '1')")
@@ -228,15 +220,8 @@ func TestAtRest(t *testing.T) {
 // The bus goes on when Postgres is killed and comes back.
 func TestPostgresKilledAndRestarted(t *testing.T) {
 	t.Parallel()
-	server := pgtest.Start(t, nil)
-	if err := server.CreateDatabase(t.Context(), "app"); err != nil {
-		t.Fatal(err)
-	}
-	url := server.URL("app")
+	server, url := pgtest.StartMigrated(t, nil)
 	conn := pgtest.Connect(t, url)
-	if _, err := sql.Up(t.Context(), conn); err != nil {
-		t.Fatal(err)
-	}
 	_, r, _ := start(t, url, "w1", nil)
 	pgtest.Exec(t, conn, "select trumpet.broadcast('dispatch', '1')")
 	r.waitData(t, "1")

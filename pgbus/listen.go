@@ -3,7 +3,6 @@ package pgbus
 import (
 	"context"
 	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"strconv"
@@ -116,12 +115,9 @@ func (b *Bus) prepareSession(ctx context.Context, conn *pgconn.PgConn, echo <-ch
 	}
 	b.secret.Store(&secret)
 
-	// tcp_user_timeout lets the server drop this session when this process is frozen or
-	// gone without a word, before the notification queue fills. The timeouts are those
-	// that would end an idle session. LISTEN is committed with the batch.
+	// LISTEN is committed with the batch.
 	var setup strings.Builder
-	setup.WriteString("set tcp_user_timeout = '10s'; set tcp_keepalives_idle = 10; set tcp_keepalives_interval = 3; set tcp_keepalives_count = 3;")
-	setup.WriteString(ownDefaults + "set idle_session_timeout = 0; set statement_timeout = 0;")
+	setup.WriteString(longLived + "set tcp_keepalives_idle = 10; set tcp_keepalives_interval = 3; set tcp_keepalives_count = 3;")
 	for _, channel := range append([]string{channelEvents, channelWake, channelWorkers}, b.config.Channels...) {
 		setup.WriteString("listen " + pgx.Identifier{channel}.Sanitize() + ";")
 	}
@@ -129,11 +125,7 @@ func (b *Bus) prepareSession(ctx context.Context, conn *pgconn.PgConn, echo <-ch
 		return fmt.Errorf("listen: %w", err)
 	}
 
-	nonce := make([]byte, 16)
-	if _, err := rand.Read(nonce); err != nil {
-		return fmt.Errorf("make nonce: %w", err)
-	}
-	want := echoPrefix + hex.EncodeToString(nonce)
+	want := echoPrefix + rand.Text()
 	if _, err := pooled.Exec(ctx, "select pg_notify($1, $2)", channelWorkers, want); err != nil {
 		return fmt.Errorf("notify: %w", err)
 	}

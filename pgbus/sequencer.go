@@ -126,8 +126,7 @@ func (s *sequencer) serve(ctx context.Context) error {
 		return fmt.Errorf("connect: %w", err)
 	}
 	defer closeConn(conn.PgConn())
-	if _, err := conn.PgConn().Exec(connectCtx, ownDefaults+`set tcp_user_timeout = '10s'; set statement_timeout = 0;
-		set idle_session_timeout = 0`).ReadAll(); err != nil {
+	if _, err := conn.PgConn().Exec(connectCtx, longLived).ReadAll(); err != nil {
 		return fmt.Errorf("set up session: %w", err)
 	}
 	var restarted, polling, duty bool

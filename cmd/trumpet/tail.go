@@ -155,14 +155,7 @@ func (t *tail) print(events []trumpet.Event) {
 		if !t.wanted(event) {
 			continue
 		}
-		// Line ends in a row's own JSON are white space between its tokens.
-		start := len(t.buffer)
 		t.buffer = wire.AppendEvent(t.buffer, event, t.more(events[i:]))
-		for j, c := range t.buffer[start:] {
-			if c == '\n' || c == '\r' {
-				t.buffer[start+j] = ' '
-			}
-		}
 		t.buffer = append(t.buffer, '\n')
 	}
 	if len(t.buffer) == 0 {

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
@@ -160,9 +159,5 @@ func (c cluster) Status() server.BusStatus {
 }
 
 func (c cluster) Ask(ctx context.Context) ([]json.RawMessage, int, error) {
-	answers, alive, err := c.bus.Ask(ctx)
-	if err != nil {
-		return answers, alive, fmt.Errorf("ask workers: %w", err)
-	}
-	return answers, alive, nil
+	return c.bus.Ask(ctx)
 }

@@ -87,6 +87,22 @@ func Start(t testing.TB, settings map[string]string) *postgres.Server {
 	return server
 }
 
+// StartMigrated starts a server for this test alone, and returns the URL of a database in it that has
+// the schema trumpet.
+func StartMigrated(t testing.TB, settings map[string]string) (server *postgres.Server, url string) {
+	t.Helper()
+	server = Start(t, settings)
+	const name = "app"
+	if err := server.CreateDatabase(t.Context(), name); err != nil {
+		t.Fatal(err)
+	}
+	url = server.URL(name)
+	if err := migrate(t.Context(), url); err != nil {
+		t.Fatal(err)
+	}
+	return server, url
+}
+
 // adminURL is that of the shared server, or of this binary's own.
 var adminURL = sync.OnceValues(func() (string, error) {
 	if shared := os.Getenv(Variable); shared != "" {

@@ -22,9 +22,13 @@ import (
 // a client. Events and slices are never changed after they were given.
 type Sink interface {
 	// Reset says that what follows comes after the given id, and that whatever was held
-	// before is void. It is the first call, and comes again only when the log lost events
-	// that had been given already.
+	// before is void. It is the first call, and comes again only when the log has nothing in
+	// common with what was given.
 	Reset(after trumpet.EventID)
+	// Rewind says that the log lost what was given after this id: a fail-over to a standby
+	// that was behind, a restored backup. What was given up to it stands, and what comes
+	// next follows it; positions are given a second time, with other tags.
+	Rewind(to trumpet.EventID)
 	// Append gives the next events, whole transactions: the last one has More false. A
 	// transaction of more than 16 MiB is given in pieces, as if it were several. Everything up
 	// to head has then been given; head is newer than the last event where a record made none,
@@ -238,9 +242,14 @@ type Status struct {
 	Gaps       int64 // times that positions were missing and were read from the log
 	LogReads   int64 // pages read from the log
 	Forged     int64 // notifications without a valid signature, dropped
+	Rewinds    int64 // times that the log had lost what was given already
 	Malformed  int64 // lines or rows that could not be understood; the log was read, or a bulk event given, instead
 	Dropped    int64 // raw notifications that found the inbox full, or were no valid event
 	Pruned     int64 // records that this worker pruned
+
+	// QueueUsage is the part of Postgres's notification queue that is taken, from 0 to 1, as of
+	// the last heartbeat.
+	QueueUsage float64
 }
 
 // statusBoard is the Status that several goroutines write.

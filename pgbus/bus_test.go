@@ -34,6 +34,7 @@ type recorder struct {
 	events  []trumpet.Event
 	heads   []trumpet.EventID
 	resets  []trumpet.EventID
+	rewinds []trumpet.EventID
 	live    bool
 	stales  int
 	broken  []string // what a sink must never see
@@ -52,7 +53,9 @@ func (r *recorder) change(f func()) {
 func (r *recorder) Reset(after trumpet.EventID) {
 	r.change(func() { r.resets = append(r.resets, after); r.heads = append(r.heads, after) })
 }
-func (r *recorder) Live()  { r.change(func() { r.live = true }) }
+func (r *recorder) Live()                     { r.change(func() { r.live = true }) }
+func (r *recorder) Rewind(to trumpet.EventID) { r.change(func() { r.rewinds = append(r.rewinds, to) }) }
+
 func (r *recorder) Stale() { r.change(func() { r.live = false; r.stales++ }) }
 
 func (r *recorder) Append(events []trumpet.Event, head trumpet.EventID) {

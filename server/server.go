@@ -45,10 +45,24 @@ type Publisher interface {
 
 // BusStatus is what a worker knows of its bus.
 type BusStatus struct {
-	Connected  bool
-	Head       trumpet.EventID
+	Connected  bool            // it hears Postgres and has caught up
+	Head       trumpet.EventID // everything up to here was given to the hub
 	LastHeard  time.Time
 	Sequencing bool
+
+	Reconnects int64
+	Events     int64
+	Steps      int64
+	Sequenced  int64
+	Gaps       int64
+	LogReads   int64
+	Forged     int64
+	Rewinds    int64
+	Malformed  int64
+	Dropped    int64
+	Pruned     int64
+
+	QueueUsage float64 // of Postgres's notification queue, from 0 to 1
 }
 
 // Cluster knows this worker's bus and asks the other workers.

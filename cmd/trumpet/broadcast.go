@@ -126,6 +126,7 @@ type liveSink struct {
 }
 
 func (s *liveSink) Reset(trumpet.EventID)                   {}
+func (s *liveSink) Rewind(trumpet.EventID)                  {}
 func (s *liveSink) Append([]trumpet.Event, trumpet.EventID) {}
 func (s *liveSink) Live()                                   { s.once.Do(func() { close(s.live) }) }
 func (s *liveSink) Stale()                                  {}

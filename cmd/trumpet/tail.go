@@ -144,6 +144,12 @@ func (t *tail) Live() {
 	t.live = true
 }
 
+// Rewind says so, and goes on after what stands.
+func (t *tail) Rewind(to trumpet.EventID) {
+	t.log.Warn("the log lost events that were printed; what follows comes after what it has", "after", to)
+	t.last = to
+}
+
 // Stale says that nothing comes for now.
 func (t *tail) Stale() { t.log.Warn("postgres lost, connecting again") }
 

@@ -154,8 +154,7 @@ func (s *readySink) Live() {
 type cluster struct{ bus *pgbus.Bus }
 
 func (c cluster) Status() server.BusStatus {
-	s := c.bus.Status()
-	return server.BusStatus{Connected: s.Connected, Head: s.Head, LastHeard: s.LastHeard, Sequencing: s.Sequencing}
+	return server.BusStatus(c.bus.Status())
 }
 
 func (c cluster) Ask(ctx context.Context) ([]json.RawMessage, int, error) {

@@ -165,6 +165,9 @@ func (h *Hub) Reset(after trumpet.EventID) {
 	h.append(noticeNode(what, after), true)
 }
 
+// Rewind says that what was given after an id is void.
+func (h *Hub) Rewind(to trumpet.EventID) { h.Reset(to) }
+
 // Append gives the next events; everything up to head has then been given. The events are
 // whole transactions and are never changed afterwards. Append does not wait for anybody.
 func (h *Hub) Append(events []trumpet.Event, head trumpet.EventID) {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -137,6 +138,8 @@ type Bus struct {
 	sink   Sink
 	log    *slog.Logger
 
+	dialer    *dialer
+	places    places
 	inbox     *inbox
 	sequencer *sequencer
 	answers   *answers
@@ -158,9 +161,10 @@ func New(config Config, sink Sink) (*Bus, error) {
 		return nil, fmt.Errorf("read database URL: %w", err)
 	}
 	if conn.ConnectTimeout == 0 {
-		conn.ConnectTimeout = 10 * time.Second
+		conn.ConnectTimeout = connectTimeout
 	}
-	b := &Bus{config: config, conn: conn, sink: sink, log: config.Logger}
+	b := &Bus{config: config, conn: conn, sink: sink, log: config.Logger, dialer: newDialer()}
+	conn.DialFunc = b.dialer.dial
 	b.inbox = newInbox()
 	b.sequencer = newSequencer(b)
 	b.answers = newAnswers(b)
@@ -176,15 +180,29 @@ const ownDefaults = "set default_transaction_isolation = 'read committed'; set d
 // longLived is what the listening and the sequencing session set: no time-out ends them while they
 // wait, and tcp_user_timeout lets the server drop them when this process is frozen or gone without a
 // word, before the notification queue fills.
+//
+// What the sequencer tells of must survive a crash, even where writers do not wait for their own
+// commits to be on disk: its commit comes after theirs in the WAL, and is waited for.
 const longLived = ownDefaults +
-	"set tcp_user_timeout = '10s'; set idle_session_timeout = 0; set statement_timeout = 0; "
+	"set tcp_user_timeout = '10s'; set idle_session_timeout = 0; set statement_timeout = 0; " +
+	"select set_config('synchronous_commit', 'local', false) where current_setting('synchronous_commit') = 'off'; "
 
 // connConfig is a copy of the connection's configuration under its own application_name,
-// which begins with "trumpet" so that pg_stat_activity shows who is there.
-func (b *Bus) connConfig(role string) *pgx.ConnConfig {
+// which begins with "trumpet" so that pg_stat_activity shows who is there. A connection to
+// the wrong server is refused by validate, and the next host is tried.
+func (b *Bus) connConfig(role string, validate pgconn.ValidateConnectFunc) *pgx.ConnConfig {
 	c := b.conn.Copy()
 	c.RuntimeParams["application_name"] = "trumpet " + role + " " + b.config.Worker
 	c.RuntimeParams["client_encoding"] = "UTF8"
+	users := c.ValidateConnect // target_session_attrs
+	c.ValidateConnect = func(ctx context.Context, conn *pgconn.PgConn) error {
+		if users != nil {
+			if err := users(ctx, conn); err != nil {
+				return err
+			}
+		}
+		return validate(ctx, conn)
+	}
 	return c
 }
 
@@ -196,7 +214,7 @@ func (b *Bus) Run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("read database URL: %w", err)
 	}
-	poolConfig.ConnConfig = b.connConfig("pool")
+	poolConfig.ConnConfig = b.connConfig("pool", b.places.follow)
 	// No cached prepared statements: they would break when a migration changes a function.
 	poolConfig.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeExec
 	poolConfig.MaxConns = poolSize
@@ -258,9 +276,10 @@ type statusBoard struct {
 	head      trumpet.EventID
 	connected atomic.Bool
 	duty      atomic.Bool
-	lastHeard atomic.Int64 // Unix nanoseconds
+	lastHeard atomic.Int64  // Unix nanoseconds
+	queue     atomic.Uint64 // bits of a float64
 
-	reconnects, events, steps, sequenced, gaps, logReads, forged, malformed, dropped, pruned atomic.Int64
+	reconnects, events, steps, sequenced, gaps, logReads, forged, rewinds, malformed, dropped, pruned atomic.Int64
 }
 
 func (s *statusBoard) setHead(head trumpet.EventID) {
@@ -288,9 +307,11 @@ func (b *Bus) Status() Status {
 		Gaps:       s.gaps.Load(),
 		LogReads:   s.logReads.Load(),
 		Forged:     s.forged.Load(),
+		Rewinds:    s.rewinds.Load(),
 		Malformed:  s.malformed.Load(),
 		Dropped:    s.dropped.Load(),
 		Pruned:     s.pruned.Load(),
+		QueueUsage: math.Float64frombits(s.queue.Load()),
 	}
 	if nanos := s.lastHeard.Load(); nanos != 0 {
 		status.LastHeard = time.Unix(0, nanos)

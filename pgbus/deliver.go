@@ -2,6 +2,7 @@ package pgbus
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -15,11 +16,17 @@ import (
 type deliverer struct {
 	bus       *Bus
 	collected *collector
+	session   context.Context // ends with the listening session
 	started   bool            // the sink was Reset once
 	last      trumpet.EventID // the newest record taken, given on or collected
+	history   history         // of records taken
 	heartbeat int64           // the head that the last heartbeat told of
 	forged    bool            // one forged notification was logged
 }
+
+// errSessionLost breaks off what waits for Postgres: the listening session has ended. What is
+// missing is read when the next one listens.
+var errSessionLost = errors.New("listening session lost")
 
 func newDeliverer(b *Bus) *deliverer {
 	d := &deliverer{bus: b}
@@ -41,14 +48,14 @@ func (d *deliverer) run(ctx context.Context) error {
 			return err
 		}
 		for i := range arrivals {
-			if err := d.take(ctx, &arrivals[i]); err != nil {
+			if err := d.take(ctx, &arrivals[i]); err != nil && !errors.Is(err, errSessionLost) {
 				return err
 			}
 		}
 		if overflow {
 			d.bus.log.Warn("inbox full, reading from the log instead")
 			d.bus.status.gaps.Add(1)
-			if err := d.askHeadAndCatchUp(ctx); err != nil {
+			if err := d.askHeadAndCatchUp(ctx); err != nil && !errors.Is(err, errSessionLost) {
 				return err
 			}
 		}
@@ -59,7 +66,8 @@ func (d *deliverer) run(ctx context.Context) error {
 func (d *deliverer) take(ctx context.Context, a *arrival) error {
 	switch {
 	case a.connected != nil:
-		return d.connected(ctx, a.connected.id)
+		d.session = a.connected.ctx
+		return d.connected(ctx, a.connected.head.id)
 	case a.disconnected:
 		d.collected.flush()
 		if d.bus.status.connected.Swap(false) {
@@ -67,21 +75,30 @@ func (d *deliverer) take(ctx context.Context, a *arrival) error {
 		}
 		return nil
 	case a.heartbeat != nil:
-		// The notifications of what this heartbeat saw may still be on their way; those of what
-		// the one before saw cannot be.
-		missed := d.heartbeat > d.last.Position
-		d.heartbeat = a.heartbeat.id.Position
-		if !missed {
-			return nil
-		}
-		d.bus.status.gaps.Add(1)
-		return d.catchUp(ctx, d.heartbeat)
+		return d.beat(ctx, a.heartbeat)
 	case a.channel == channelEvents:
 		return d.signed(ctx, a.payload)
 	default:
 		d.raw(a.channel, a.payload)
 		return nil
 	}
+}
+
+// beat compares what a heartbeat saw with what came.
+func (d *deliverer) beat(ctx context.Context, now *head) error {
+	before := d.heartbeat
+	d.heartbeat = now.id.Position
+	switch known, ok := d.history.find(now.id.Position); {
+	case ok && known.Tag != now.id.Tag, now.id.Position < before:
+		return d.catchUp(ctx, now.id.Position) // another history: the read says what stands
+	case now.crowded() && now.id.Position > d.last.Position:
+		return d.catchUp(ctx, now.id.Position) // nobody notifies
+	case before > d.last.Position:
+		// What this heartbeat saw may still be on its way; what the one before saw cannot be.
+		d.bus.status.gaps.Add(1)
+		return d.catchUp(ctx, now.id.Position)
+	}
+	return nil
 }
 
 // connected begins, or goes on after the listening session was lost. What came meanwhile is in
@@ -97,6 +114,7 @@ func (d *deliverer) connected(ctx context.Context, head trumpet.EventID) error {
 		// What was collected of an unfinished transaction is read again with its rest.
 		d.collected.drop()
 		d.last = d.bus.Status().Head
+		d.history.rewind(d.last.Position)
 	}
 	d.heartbeat = 0
 	if err := d.catchUp(ctx, head.Position); err != nil {
@@ -111,21 +129,31 @@ func (d *deliverer) reset(after trumpet.EventID) {
 	d.started = true
 	d.collected.drop()
 	d.last = after
+	d.history.reset(after)
 	d.bus.sink.Reset(after)
 	d.bus.status.setHead(after)
 }
 
 // recent returns where a worker that starts begins to read.
 func (d *deliverer) recent(ctx context.Context) (trumpet.EventID, error) {
+	return d.askID(ctx, "trumpet.recent($1::int)", recentRecords)
+}
+
+// head returns where the log ends.
+func (d *deliverer) head(ctx context.Context) (trumpet.EventID, error) {
+	return d.askID(ctx, "trumpet.head()")
+}
+
+func (d *deliverer) askID(ctx context.Context, function string, args ...any) (trumpet.EventID, error) {
 	var id trumpet.EventID
-	err := d.persist(ctx, "read recent position", func(ctx context.Context) error {
+	err := d.persist(ctx, "read a position", func(ctx context.Context) error {
 		conn, err := d.bus.acquire(ctx)
 		if err != nil {
 			return err
 		}
 		defer conn.Release()
 		var tag int32
-		row := conn.QueryRow(ctx, "select position, last_ordinal, tag from trumpet.recent($1::int)", recentRecords)
+		row := conn.QueryRow(ctx, "select position, last_ordinal, tag from "+function, args...)
 		if err := row.Scan(&id.Position, &id.Ordinal, &tag); err != nil {
 			return err
 		}
@@ -135,25 +163,24 @@ func (d *deliverer) recent(ctx context.Context) (trumpet.EventID, error) {
 	return id, err
 }
 
-// persist repeats a read until it succeeds or ctx ends. Nothing could be delivered in its place.
+// persist repeats a read until it succeeds, or ctx or the listening session ends. Nothing could be
+// delivered in its place.
 func (d *deliverer) persist(ctx context.Context, what string, read func(context.Context) error) error {
 	logged := false
 	for {
-		tryCtx, cancel := context.WithTimeout(ctx, 30*time.Second)
+		// The session's context is a child of ctx.
+		tryCtx, cancel := context.WithTimeout(d.session, 30*time.Second)
 		err := read(tryCtx)
 		cancel()
 		if err == nil || errors.Is(err, trumpet.ErrPruned) || errors.Is(err, trumpet.ErrUnknownID) {
 			return err
 		}
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		if !logged {
+		if d.session.Err() == nil && !logged {
 			d.bus.log.Warn("cannot read the log, trying again", "what", what, "error", err)
 			logged = true
 		}
-		if err := sleep(ctx, jitter(retryPause)); err != nil {
-			return err
+		if sleep(d.session, jitter(retryPause)) != nil {
+			return cmp.Or(ctx.Err(), errSessionLost)
 		}
 	}
 }
@@ -173,12 +200,9 @@ func (d *deliverer) catchUp(ctx context.Context, target int64) error {
 		})
 		switch {
 		case errors.Is(err, trumpet.ErrPruned) || errors.Is(err, trumpet.ErrUnknownID):
-			d.bus.log.Error("the log does not go on from where this worker was; clients get a reset", "position", d.last.Position, "error", err)
-			after, err := d.recent(ctx)
-			if err != nil {
+			if err := d.rewind(ctx, err); err != nil {
 				return err
 			}
-			d.reset(after)
 			continue
 		case err != nil:
 			return err
@@ -193,20 +217,57 @@ func (d *deliverer) catchUp(ctx context.Context, target int64) error {
 	return nil
 }
 
-func (d *deliverer) askHeadAndCatchUp(ctx context.Context) error {
-	var position int64
-	err := d.persist(ctx, "read head", func(ctx context.Context) error {
+// rewind goes back to the newest record that this worker has in common with the log, which does not go
+// on from where it was; or begins anew if there is none.
+func (d *deliverer) rewind(ctx context.Context, reason error) error {
+	positions, tags := d.history.columns()
+	var common *int64
+	err := d.persist(ctx, "find common position", func(ctx context.Context) error {
 		conn, err := d.bus.acquire(ctx)
 		if err != nil {
 			return err
 		}
 		defer conn.Release()
-		return conn.QueryRow(ctx, "select position from trumpet.head()").Scan(&position)
+		return conn.QueryRow(ctx, "select trumpet.common_position($1, $2)", positions, tags).Scan(&common)
 	})
 	if err != nil {
 		return err
 	}
-	return d.catchUp(ctx, position)
+	if common != nil {
+		if to, ok := d.history.find(*common); ok && to != d.last {
+			d.bus.log.Error("the log lost events that clients may have seen; they get a reset",
+				"from", to.Position+1, "to", d.last.Position, "error", reason)
+			d.bus.status.rewinds.Add(1)
+			d.collected.drop()
+			d.last = to
+			d.history.rewind(to.Position)
+			if d.heartbeat > to.Position {
+				d.heartbeat = 0
+			}
+			d.bus.sink.Rewind(to)
+			d.bus.status.setHead(to)
+			return nil
+		}
+	}
+	d.bus.log.Error("the log does not go on from where this worker was; all clients get a reset", "position", d.last.Position, "error", reason)
+	begin := d.recent
+	if errors.Is(reason, errHole) {
+		begin = d.head // the hole may be between the two
+	}
+	after, err := begin(ctx)
+	if err != nil {
+		return err
+	}
+	d.reset(after)
+	return nil
+}
+
+func (d *deliverer) askHeadAndCatchUp(ctx context.Context) error {
+	end, err := d.head(ctx)
+	if err != nil {
+		return err
+	}
+	return d.catchUp(ctx, end.Position)
 }
 
 // signed takes what the sequencer notified: lines, each a record, a stub, or a position up to
@@ -232,7 +293,12 @@ func (d *deliverer) signed(ctx context.Context, payload string) error {
 			if err := d.askHeadAndCatchUp(ctx); err != nil {
 				return err
 			}
-		case r.position <= d.last.Position: // known
+		case r.position <= d.last.Position:
+			if known, ok := d.history.find(r.position); ok && known.Tag != r.tag && !r.upTo {
+				if err := d.catchUp(ctx, r.position); err != nil { // another history
+					return err
+				}
+			}
 		case r.stub || r.upTo:
 			if err := d.catchUp(ctx, r.position); err != nil {
 				return err
@@ -253,6 +319,7 @@ func (d *deliverer) signed(ctx context.Context, payload string) error {
 func (d *deliverer) accept(r *record) {
 	d.bus.noteMalformed(d.collected.add(r, d.last))
 	d.last = r.lastID()
+	d.history.add(d.last)
 	if r.op == trumpet.OpBroadcast {
 		d.bus.published.seenRecord(r.id, d.last)
 	}

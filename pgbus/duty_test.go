@@ -48,6 +48,14 @@ func TestAFrozenSequencerIsPassedBy(t *testing.T) {
 	if bus.Status().Sequencing {
 		t.Error("the worker has a duty that another session holds")
 	}
+	// It is not passed by for ever: its session is ended, and the duty is free.
+	waitUntil(t, "the worker to have the duty", func() bool {
+		pgtest.Exec(t, conn, "select trumpet.broadcast('dispatch', '4')")
+		return bus.Status().Sequencing
+	})
+	if err := frozen.Ping(t.Context()); err == nil {
+		t.Error("the session that did nothing is still there")
+	}
 }
 
 func waitUntil(t *testing.T, what string, ok func() bool) {
@@ -93,11 +101,11 @@ func TestAWorkerThatWasAwayCatchesUp(t *testing.T) {
 }
 
 // A log that lost its tail, as after fail-over to a standby that lagged: the positions are given
-// again with other tags.
-func TestALostTailIsAReset(t *testing.T) {
+// again with other tags. What the worker gave of the tail is void, and what stands before it stays.
+func TestALostTailIsARewind(t *testing.T) {
 	t.Parallel()
 	url, conn := database(t)
-	_, r, _ := start(t, url, "w1", nil)
+	bus, r, _ := start(t, url, "w1", nil)
 	for _, data := range []string{"1", "2", "3"} {
 		pgtest.Exec(t, conn, "select trumpet.broadcast('dispatch', $1::text::jsonb)", data)
 	}
@@ -106,10 +114,64 @@ func TestALostTailIsAReset(t *testing.T) {
 		update trumpet.log set snapshot = pg_current_snapshot() where position = 1; commit`)
 	pgtest.Exec(t, conn, "select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and application_name like 'trumpet%'")
 	pgtest.Exec(t, conn, "select trumpet.broadcast('dispatch', '\"new history\"')")
-	r.wait(t, "a second reset", func(r *recorder) bool { return len(r.resets) == 2 })
 	events := r.waitData(t, `"new history"`)
 	if id := events[len(events)-1].ID; id.Position != 2 || id == events[1].ID {
 		t.Errorf("the new history's event is %v, the lost one was %v", id, events[1].ID)
+	}
+	if len(r.rewinds) != 1 || r.rewinds[0] != events[0].ID || len(r.resets) != 1 {
+		t.Errorf("rewinds %v, resets %v; want a rewind to %v", r.rewinds, r.resets, events[0].ID)
+	}
+	if n := bus.Status().Rewinds; n != 1 {
+		t.Errorf("%d rewinds counted, want 1", n)
+	}
+}
+
+// A log that has nothing in common with what a worker gave.
+func TestAnotherLogIsAReset(t *testing.T) {
+	t.Parallel()
+	url, conn := database(t)
+	_, r, _ := start(t, url, "w1", nil)
+	pgtest.Exec(t, conn, "select trumpet.broadcast('dispatch', '1')")
+	r.waitData(t, "1")
+	pgtest.Exec(t, conn, "update trumpet.log set tag = tag # 1")
+	pgtest.Exec(t, conn, "select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and application_name like 'trumpet%'")
+	r.wait(t, "a second reset", func(r *recorder) bool { return len(r.resets) == 2 })
+	pgtest.Exec(t, conn, "select trumpet.broadcast('dispatch', '2')")
+	r.waitData(t, "2")
+	if len(r.rewinds) > 0 {
+		t.Errorf("rewinds %v", r.rewinds)
+	}
+}
+
+// Somebody deleted from the middle of the log: what follows is never given as if nothing were
+// missing.
+func TestAHoleInTheLogIsAReset(t *testing.T) {
+	t.Parallel()
+	for name, statement := range map[string]string{
+		"a record":   "delete from trumpet.record where data = '2'",
+		"a position": "delete from trumpet.log where position = 2",
+		"the next":   "delete from trumpet.log where position = 1",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			url, conn := database(t)
+			pgtest.Exec(t, conn, "select trumpet.broadcast('dispatch', to_jsonb(n)) from generate_series(1, 3) n")
+			pgtest.Exec(t, conn, "select trumpet.sequence()")
+			pgtest.Exec(t, conn, statement)
+			bus, r, _ := start(t, url, "w1", nil) // it begins at position 0
+			pgtest.Exec(t, conn, "select trumpet.broadcast('dispatch', '4')")
+			for _, e := range r.waitData(t, "4") {
+				if string(e.Data) == "3" {
+					t.Errorf("%v came after a hole, without a reset", e.ID)
+				}
+			}
+			if len(r.resets) != 2 {
+				t.Errorf("resets %v, want one more than at the start", r.resets)
+			}
+			if _, _, err := bus.ReadLog(t.Context(), r.resets[0], r.resets[1]); !isPruned(err) {
+				t.Errorf("reading over the hole: %v", err)
+			}
+		})
 	}
 }
 
@@ -121,7 +183,7 @@ func TestARestoredDatabaseBeginsAgain(t *testing.T) {
 	pgtest.Exec(t, conn, "select trumpet.sequence()")
 	pgtest.Exec(t, conn, "update trumpet.cluster set system_identifier = 1")
 	// As if the other cluster had been further on.
-	pgtest.Exec(t, conn, "update trumpet.log set snapshot = '9000000:9000000:' where snapshot is not null; update trumpet.record set xid = '8999999'")
+	pgtest.Exec(t, conn, "update trumpet.log set snapshot = '9000000:9000000:' where snapshot is not null; update trumpet.record set xid = '8999999'; update trumpet.log set xid = '8999999' where xid is not null")
 	_, r, _ := start(t, url, "w1", nil)
 	pgtest.Exec(t, conn, "insert into jobs (id) values (2)")
 	pgtest.Exec(t, conn, "select trumpet.broadcast('dispatch', '\"end\"')")
@@ -193,7 +255,7 @@ func TestAtRest(t *testing.T) {
 		t.Fatal(err)
 	}
 	skip := len(logged)
-	heartbeat := regexp.MustCompile(`(?m)^trumpet listen w([12])\|LOG:  statement: select position, last_ordinal, tag, pending from trumpet.head\(\)$`)
+	heartbeat := regexp.MustCompile(`(?m)^trumpet listen w([12])\|LOG:  statement: select position, last_ordinal, tag, pending, pg_notification_queue_usage\(\) from trumpet.head\(\)$`)
 	waitUntil(t, "six heartbeats of each worker", func() bool {
 		if logged, err = os.ReadFile(server.Log()); err != nil {
 			t.Fatal(err)

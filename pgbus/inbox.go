@@ -12,9 +12,15 @@ const maxInboxBytes = 64 << 20
 // arrival is one thing that the listener tells the deliverer; exactly one part is set.
 type arrival struct {
 	channel, payload string // a notification
-	connected        *head  // a session listens, and this is the log's head since
+	connected        *connected
 	heartbeat        *head
 	disconnected     bool
+}
+
+// connected says that a session listens, and what the log's head was since. ctx ends with the session.
+type connected struct {
+	ctx  context.Context
+	head head
 }
 
 // inbox is the queue from the listener to the deliverer. The listener never waits.

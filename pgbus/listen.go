@@ -5,6 +5,9 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"math"
+	"net"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -16,11 +19,16 @@ import (
 	"github.com/trumpet-realtime/trumpet/sql"
 )
 
-// head is where the log ends, and whether committed records wait for a position.
+// head is where the log ends, whether committed records wait for a position, and how much of the
+// notification queue is taken.
 type head struct {
 	id      trumpet.EventID
 	pending bool
+	queue   float64
 }
+
+// crowded reports whether the sequencer does not notify: trumpet.sequence has the same bound.
+func (h head) crowded() bool { return h.queue > 0.5 }
 
 // errPooler is what a start ends with when a pooler gives each statement another session.
 var errPooler = errors.New("notifications do not arrive on the session that listens: " +
@@ -28,6 +36,9 @@ var errPooler = errors.New("notifications do not arrive on the session that list
 
 // roleWorker is in the application_name of every listening session of a worker: Ask counts them.
 const roleWorker = "listen"
+
+// prepareTimeout bounds what is done between connecting and listening.
+const prepareTimeout = 10 * time.Second
 
 // echoTimeout is how long a notification may take to come back when a session starts.
 const echoTimeout = 5 * time.Second
@@ -46,6 +57,7 @@ func (b *Bus) listen(ctx context.Context) error {
 			everUp = true
 			b.inbox.put(arrival{disconnected: true})
 			b.status.reconnects.Add(1)
+			b.cutAfter(err)
 		}
 		if !everUp && (!mendable(err) || errors.Is(err, sql.ErrSchema) || errors.Is(err, errPooler)) {
 			return fmt.Errorf("connect to Postgres: %w", err)
@@ -66,35 +78,75 @@ func (b *Bus) listen(ctx context.Context) error {
 	}
 }
 
-// session connects, listens and reads until the session ends. up says whether it got so far
-// that the deliverer heard of it.
-func (b *Bus) session(ctx context.Context) (up bool, err error) {
+// cutAfter ends the worker's other connections too, unless it was the server that ended the
+// listening one, and said so: what goes the same way is silent for the same reason.
+func (b *Bus) cutAfter(err error) {
+	var said *pgconn.PgError
+	if errors.As(err, &said) {
+		return
+	}
+	cut(b.dialer.connections())
+	if pool := b.pool.Load(); pool != nil {
+		pool.Reset()
+	}
+}
+
+// connect makes the connection that listens. If it came to another server than the one before,
+// all other connections are cut: they must come there too.
+func (b *Bus) connect(ctx context.Context, onNotification pgconn.NotificationHandler) (*pgconn.PgConn, error) {
 	role := roleWorker
 	if b.config.Answer == nil {
 		role = "follow"
 	}
-	config := b.connConfig(role)
+	var at place
+	config := b.connConfig(role, func(ctx context.Context, conn *pgconn.PgConn) (err error) {
+		at, err = b.places.arrive(ctx, conn)
+		return err
+	})
+	config.OnNotification = onNotification
+	var own net.Conn
+	config.DialFunc = func(ctx context.Context, network, address string) (net.Conn, error) {
+		conn, err := b.dialer.dial(ctx, network, address)
+		own = conn
+		return conn, err
+	}
+	// Not a pgx.Conn, which would keep notifications to itself. ConnectTimeout bounds the
+	// attempt at each host.
+	conn, err := pgconn.ConnectConfig(ctx, &config.Config)
+	if err != nil {
+		return nil, err
+	}
+	if b.places.settle(at) {
+		cut(slices.DeleteFunc(b.dialer.connections(), func(c *dialled) bool { return c == own }))
+		if pool := b.pool.Load(); pool != nil {
+			pool.Reset()
+		}
+	}
+	return conn, nil
+}
+
+// session connects, listens and reads until the session ends. up says whether it got so far
+// that the deliverer heard of it.
+func (b *Bus) session(ctx context.Context) (up bool, err error) {
+	ctx, end := context.WithCancel(ctx)
+	defer end()
 	echo := make(chan string, 8)
-	config.OnNotification = func(_ *pgconn.PgConn, n *pgconn.Notification) { b.notified(n, echo) }
-	connectCtx, cancel := context.WithTimeout(ctx, config.ConnectTimeout)
-	defer cancel()
-	// pgx.Conn would keep notifications to itself; the schema's check is all it is used for.
-	conn, err := pgconn.ConnectConfig(connectCtx, &config.Config)
+	conn, err := b.connect(ctx, func(_ *pgconn.PgConn, n *pgconn.Notification) { b.notified(n, echo) })
 	if err != nil {
 		return false, err
 	}
 	defer closeConn(conn)
-	if err := b.prepareSession(connectCtx, conn, echo); err != nil {
+	prepareCtx, cancel := context.WithTimeout(ctx, prepareTimeout)
+	defer cancel()
+	if err := b.prepareSession(prepareCtx, conn, echo); err != nil {
 		return false, err
 	}
-	first, err := readHead(connectCtx, conn)
+	first, err := readHead(prepareCtx, conn)
 	if err != nil {
 		return false, err
 	}
-	b.inbox.put(arrival{connected: &first})
-	if first.pending || b.status.duty.Load() { // the duty's session may have gone too
-		b.sequencer.lookNow()
-	}
+	b.inbox.put(arrival{connected: &connected{ctx: ctx, head: first}})
+	b.sequencer.lookNow() // the duty may be free, if only because its session has gone too
 	b.log.Info("listening to Postgres", "position", first.id.Position)
 	return true, b.receive(ctx, conn)
 }
@@ -110,10 +162,14 @@ func (b *Bus) prepareSession(ctx context.Context, conn *pgconn.PgConn, echo <-ch
 		return err
 	}
 	var secret []byte
-	if err := pooled.QueryRow(ctx, "select secret from trumpet.cluster").Scan(&secret); err != nil {
+	var restarted bool
+	if err := pooled.QueryRow(ctx, "select secret, trumpet.verify_cluster() from trumpet.cluster").Scan(&secret, &restarted); err != nil {
 		return fmt.Errorf("read trumpet.cluster: %w", err)
 	}
 	b.secret.Store(&secret)
+	if restarted {
+		b.log.Warn("this database came from another cluster: the log begins again, clients get a reset")
+	}
 
 	// LISTEN is committed with the batch.
 	var setup strings.Builder
@@ -197,6 +253,10 @@ func (b *Bus) receive(ctx context.Context, conn *pgconn.PgConn) error {
 			return fmt.Errorf("heartbeat: %w", err)
 		}
 		b.status.heard()
+		b.noteQueue(now.queue)
+		if b.places.passed() {
+			return errors.New("another server has taken over as the primary")
+		}
 		b.inbox.put(arrival{heartbeat: &now})
 		if now.pending {
 			b.sequencer.lookNow()
@@ -205,25 +265,37 @@ func (b *Bus) receive(ctx context.Context, conn *pgconn.PgConn) error {
 	}
 }
 
+// noteQueue keeps how full the notification queue is, and warns before it matters to anybody.
+func (b *Bus) noteQueue(usage float64) {
+	before := math.Float64frombits(b.status.queue.Swap(math.Float64bits(usage)))
+	switch {
+	case usage > queueWarning && before <= queueWarning:
+		b.log.Warn("the notification queue fills up: some session listens and sits in an open transaction", "usage", usage)
+	case usage <= queueWarning && before > queueWarning:
+		b.log.Info("the notification queue has room again", "usage", usage)
+	}
+}
+
+// queueWarning is how much of the notification queue may be taken without a word.
+const queueWarning = 0.1
+
 // readHead asks a session for the log's head.
 func readHead(ctx context.Context, conn *pgconn.PgConn) (head, error) {
-	results, err := conn.Exec(ctx, "select position, last_ordinal, tag, pending from trumpet.head()").ReadAll()
+	row, err := askRow(ctx, conn, "select position, last_ordinal, tag, pending, pg_notification_queue_usage() from trumpet.head()")
 	if err != nil {
 		return head{}, fmt.Errorf("read head: %w", err)
 	}
-	if len(results) != 1 || len(results[0].Rows) != 1 || len(results[0].Rows[0]) != 4 {
-		return head{}, errors.New("read head: unexpected answer")
-	}
-	row := results[0].Rows[0]
-	position, errP := strconv.ParseInt(string(row[0]), 10, 64)
-	ordinal, errO := strconv.ParseInt(string(row[1]), 10, 32)
-	tag, errT := strconv.ParseInt(string(row[2]), 10, 32)
-	if err := errors.Join(errP, errO, errT); err != nil {
+	position, errP := strconv.ParseInt(row[0], 10, 64)
+	ordinal, errO := strconv.ParseInt(row[1], 10, 32)
+	tag, errT := strconv.ParseInt(row[2], 10, 32)
+	queue, errQ := strconv.ParseFloat(row[4], 64)
+	if err := errors.Join(errP, errO, errT, errQ); err != nil {
 		return head{}, fmt.Errorf("read head: %w", err)
 	}
 	return head{
 		id:      trumpet.EventID{Position: position, Ordinal: int32(ordinal), Tag: uint32(int32(tag))},
-		pending: string(row[3]) == "t",
+		pending: row[3] == "t",
+		queue:   queue,
 	}, nil
 }
 

@@ -1,6 +1,7 @@
 package pgbus
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -19,6 +20,9 @@ const (
 	// given on as if it were whole.
 	maxTransactionBytes = 16 << 20
 )
+
+// errHole is a log in which somebody deleted what stands between other records.
+var errHole = fmt.Errorf("positions are missing inside the log: %w", trumpet.ErrPruned)
 
 // ReadLog returns the events after one id and not after another, in order: a page that ends
 // where a transaction does. Up to upTo the page is complete; it equals until once all was read,
@@ -71,8 +75,18 @@ func (b *Bus) readRecords(ctx context.Context, after trumpet.EventID, until int6
 	if err != nil {
 		return nil, fmt.Errorf("read log: %w", err)
 	}
+	next := int64(0)
 	records, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (record, error) {
-		return parseLine(row.RawValues()[0])
+		line := row.RawValues()[0]
+		if line == nil {
+			return record{}, errHole
+		}
+		r, err := parseLine(line)
+		if err == nil && r.position != cmp.Or(next, after.Position+1) && (next > 0 || r.position != after.Position) {
+			return record{}, errHole
+		}
+		next = r.position + 1
+		return r, err
 	})
 	if err != nil {
 		var pg *pgconn.PgError
@@ -82,6 +96,8 @@ func (b *Bus) readRecords(ctx context.Context, after trumpet.EventID, until int6
 				return nil, fmt.Errorf("read log: %w", trumpet.ErrPruned)
 			case "TRM02":
 				return nil, fmt.Errorf("read log: %w", trumpet.ErrUnknownID)
+			case "TRM03":
+				return nil, fmt.Errorf("read log: %w", errHole)
 			}
 		}
 		return nil, fmt.Errorf("read log: %w", err)

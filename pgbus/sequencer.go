@@ -32,6 +32,11 @@ type sequencer struct {
 	soon chan struct{} // one slot: a wake-up was heard
 	now  chan struct{} // one slot: records are known to wait
 
+	// passes counts how often this worker, without the duty, stepped in a row because nobody else
+	// did, and passedAt is where the log ended after the newest of these steps.
+	passes   int
+	passedAt int64
+
 	// steps counts the sequencer's notifications that the listening session heard, and wokenAt is
 	// that count when it heard the newest wake-up: if it grew since, somebody sequences.
 	steps, wokenAt atomic.Int64
@@ -40,6 +45,8 @@ type sequencer struct {
 const (
 	// graceForHolder is how long a worker without duty waits, after a wake-up, for whoever has it.
 	graceForHolder = 150 * time.Millisecond
+	// maxPasses is how often whoever has the duty is passed by before its session is ended.
+	maxPasses = 3
 	// dutyRetry is the shortest time between two attempts to take the duty.
 	dutyRetry = time.Second
 	// watchFor and watchLongFor bound how long transactions in progress keep the sequencer
@@ -75,27 +82,30 @@ func poke(c chan struct{}) {
 }
 
 func (s *sequencer) run(ctx context.Context) error {
+	var lastTry time.Time
 	for {
-		lastTry := time.Now()
-		err := s.serve(ctx)
-		if err != nil && ctx.Err() == nil {
-			s.bus.log.Warn("sequencer's session lost", "error", err)
-		}
-		// Whoever had the duty is the first to know that nobody has it now.
-		if s.bus.status.duty.Swap(false) && ctx.Err() == nil {
-			if err := sleep(ctx, jitter(graceForHolder)); err != nil {
-				return err
-			}
-			continue
-		}
 		if err := s.standBy(ctx, lastTry); err != nil {
 			return err
+		}
+		for retry := true; retry; {
+			lastTry = time.Now()
+			err := s.serve(ctx)
+			if err != nil && ctx.Err() == nil {
+				s.bus.log.Warn("sequencer's session lost", "error", err)
+			}
+			// Whoever had the duty is the first to know that nobody has it now.
+			retry = s.bus.status.duty.Swap(false)
+			if retry {
+				if err := sleep(ctx, jitter(graceForHolder)); err != nil {
+					return err
+				}
+			}
 		}
 	}
 }
 
-// standBy waits until it seems that nobody has the duty: records are known to wait, or a
-// wake-up was heard and brought nothing.
+// standBy waits until it seems that nobody has the duty: a listening session has just begun, records
+// are known to wait, or a wake-up was heard and brought nothing.
 func (s *sequencer) standBy(ctx context.Context, lastTry time.Time) error {
 	for {
 		select {
@@ -117,37 +127,77 @@ func (s *sequencer) standBy(ctx context.Context, lastTry time.Time) error {
 // serve tries to get the duty and, if it does, has it until its session ends. Without the duty it
 // makes one step all the same: whoever has it may be frozen.
 func (s *sequencer) serve(ctx context.Context) error {
-	connectCtx, cancel := context.WithTimeout(ctx, s.bus.conn.ConnectTimeout)
-	defer cancel()
-	config := s.bus.connConfig("sequencer")
+	config := s.bus.connConfig("sequencer", s.bus.places.follow)
 	config.DefaultQueryExecMode = pgx.QueryExecModeExec
-	conn, err := pgx.ConnectConfig(connectCtx, config)
+	conn, err := pgx.ConnectConfig(ctx, config)
 	if err != nil {
 		return fmt.Errorf("connect: %w", err)
 	}
 	defer closeConn(conn.PgConn())
+	connectCtx, cancel := context.WithTimeout(ctx, prepareTimeout)
+	defer cancel()
 	if _, err := conn.PgConn().Exec(connectCtx, longLived).ReadAll(); err != nil {
 		return fmt.Errorf("set up session: %w", err)
 	}
-	var restarted, polling, duty bool
-	row := conn.QueryRow(connectCtx, `select trumpet.verify_cluster(),
-		exists (select from pg_trigger where tgrelid = 'trumpet.record'::regclass and tgname = 'wake' and tgenabled = 'D')
+	var polling, duty bool
+	row := conn.QueryRow(connectCtx, `select exists (select from pg_trigger where tgrelid = 'trumpet.record'::regclass and tgname = 'wake' and tgenabled = 'D')
 		or coalesce(current_setting('trumpet.wake', true) = 'off', false),
 		pg_try_advisory_lock(1953656176, 3)`)
-	if err := row.Scan(&restarted, &polling, &duty); err != nil {
+	if err := row.Scan(&polling, &duty); err != nil {
 		return fmt.Errorf("take duty: %w", err)
-	}
-	if restarted {
-		s.bus.log.Warn("this database came from another cluster: the log begins again, clients get a reset")
 	}
 	d := &dutyHolder{bus: s.bus, conn: conn, outlived: make(map[uint64]bool)}
 	if !duty {
-		_, _, err := d.step(ctx)
-		return err
+		return s.passBy(ctx, d)
 	}
+	s.passes = 0
 	s.bus.log.Info("sequencing", "polling", polling)
 	s.bus.status.duty.Store(true)
 	return s.hold(ctx, d, polling)
+}
+
+// passBy steps in place of whoever has the duty. If that session did nothing for some rounds though
+// there was something to do, its process is frozen or its machine is gone: Postgres is asked to end it,
+// so that the duty is free.
+func (s *sequencer) passBy(ctx context.Context, d *dutyHolder) error {
+	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
+	defer cancel()
+	var before int64
+	if err := d.conn.QueryRow(ctx, "select position from trumpet.head()").Scan(&before); err != nil {
+		return fmt.Errorf("read head: %w", err)
+	}
+	sequenced, _, err := d.step(ctx)
+	if err != nil {
+		return err
+	}
+	switch {
+	case sequenced <= 0:
+		return nil
+	case before != s.passedAt: // others sequenced too
+		s.passes = 0
+	}
+	s.passes++
+	s.passedAt = before + sequenced
+	if s.passes < maxPasses {
+		return nil
+	}
+	s.passes = 0
+	var ended int
+	// Not one that is at work, with a large batch to prune, say.
+	err = d.conn.QueryRow(ctx, `
+		select count(*) filter (where pg_terminate_backend(l.pid))
+		  from pg_locks l join pg_stat_activity a on a.pid = l.pid
+		 where l.locktype = 'advisory' and l.database = (select oid from pg_database where datname = current_database())
+		   and l.classid = 1953656176 and l.objid = 3 and l.granted
+		   and (a.state in ('idle', 'idle in transaction') or a.wait_event = 'ClientWrite')`).Scan(&ended)
+	switch {
+	case err != nil:
+		s.bus.log.Warn("whoever has the sequencer's duty does nothing, and its session cannot be ended", "error", err)
+	case ended > 0:
+		s.bus.log.Warn("ended the session that had the sequencer's duty and did nothing")
+		s.lookNow()
+	}
+	return nil
 }
 
 // hold steps and sleeps until the session or ctx ends.

@@ -186,6 +186,10 @@ $$;
 -- waited for another one's row lock, or saw its effects in a watched statement,
 -- wrote its last record after it.
 --
+-- While the notification queue is more than half full, nobody is told: a NOTIFY that
+-- finds it full fails, and this step with it. Workers find the new positions by their
+-- heartbeat then.
+--
 -- sequenced: how many records got a position; -1 if another session is at it.
 -- snapshot: what this step saw. A caller may sleep when nothing is in progress in it.
 create function trumpet.sequence(out sequenced bigint, out snapshot pg_snapshot)
@@ -201,6 +205,7 @@ declare
   step    record;
   payload text := '';
   packed  bigint := 0;
+  roomy   boolean := pg_notification_queue_usage() <= 0.5;
 begin
   if pg_current_xact_id_if_assigned() is not null then
     raise exception 'trumpet.sequence() must be alone in its transaction'
@@ -257,7 +262,7 @@ begin
     snapshot := step.snapshot;
     exit when step.position is null;       -- nothing new
     sequenced := sequenced + 1;
-    continue when packed > 524288;         -- past half a megabyte workers read the log
+    continue when not roomy or packed > 524288;    -- past half a megabyte workers read the log
     if step.line is null or octet_length(step.line) > 7000 then
       step.line := step.position || E'\t' || lpad(to_hex(step.tag), 8, '0');   -- a stub: read it from the log
     end if;
@@ -297,7 +302,8 @@ end $$;
 -- The lines after an event id, up to a position, in order: at most max_records, and
 -- about max_bytes as stored, but at least one. Where the id is in the middle of its
 -- record, that record comes first.
--- Raises TRM01 if the log no longer reaches back to the id, TRM02 if it has no such id.
+-- A position whose record is gone gives a null. Raises TRM01 if the log no longer
+-- reaches back to the id, TRM02 if it has no such id, TRM03 if the next position is gone.
 create function trumpet.read_log(
   after_position bigint, after_ordinal int, after_tag int, until_position bigint,
   max_records int default 1000, max_bytes bigint default 4194304)
@@ -328,15 +334,35 @@ begin
     end if;
     first_position := after_position;
   end if;
+  if not exists (select from trumpet.log l where l.position = first_position)
+    and exists (select from trumpet.log l where l.position > first_position) then
+    raise exception 'trumpet: position % is no longer in the log', first_position
+      using errcode = 'TRM03';
+  end if;
   return query
     select trumpet.line(l.position, l.tag, r.id, l.last_ordinal, l.more, r.at, r.op, r.statement,
                         r.rows, r.topic, r.key, r.before, r.after, r.data)
-      from trumpet.log l join trumpet.record r on r.xid = l.xid and r.id = l.id
+      from trumpet.log l left join trumpet.record r on r.xid = l.xid and r.id = l.id
      where l.position >= first_position and l.position <= until_position
        and l.position < first_position + max_records
        and (l.position = first_position or l.bytes <= anchor.bytes + max_bytes)
      order by l.position;
 end $$;
+
+-- The newest of these positions, ascending and without gaps, up to which the log has
+-- the same tags; null if it has none of them. So a worker finds what it has in common
+-- with a log that lost its tail: a standby that was behind, a restored backup.
+create function trumpet.common_position(positions bigint[], tags int[]) returns bigint
+language sql stable security definer
+set search_path = pg_catalog, pg_temp set jit = off as $$
+  with given as materialized (
+    select g.position, l.tag is not null as kept
+      from unnest(positions, tags) g ("position", tag)
+      left join trumpet.log l on l.position = g.position and l.tag = g.tag
+     where g.position >= (select min(o.position) from trumpet.log o))
+  select max(g.position) from given g
+   where g.kept and g.position < coalesce((select min(h.position) from given h where not h.kept), g.position + 1)
+$$;
 
 -- The newest event id whose record is at most max_records behind the head: where a
 -- worker that starts begins to read.
@@ -394,8 +420,8 @@ end $$;
 
 -- A database that was restored from a dump, or moved, into another cluster counts its
 -- transactions anew: the snapshots in the log mean nothing there. Then the log begins
--- again, and every client gets a reset. Returns whether it did. Call it before the
--- first step of a session.
+-- again, and every client gets a reset. Returns whether it did. Each
+-- worker calls it before it reads the head.
 create function trumpet.verify_cluster() returns boolean
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
@@ -425,7 +451,8 @@ begin
   execute format('grant usage on schema trumpet to %I', worker_role);
   execute format('grant select on trumpet.migration, trumpet.cluster to %I', worker_role);
   execute format('grant execute on function trumpet.sequence(), trumpet.head(), trumpet.recent(int),
-    trumpet.read_log(bigint, int, int, bigint, int, bigint), trumpet.prune(interval, bigint, int),
+    trumpet.read_log(bigint, int, int, bigint, int, bigint), trumpet.common_position(bigint[], int[]),
+    trumpet.prune(interval, bigint, int),
     trumpet.verify_cluster(), trumpet.broadcast(text, jsonb) to %I', worker_role);
 end $$;
 

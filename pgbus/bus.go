@@ -178,13 +178,14 @@ func New(config Config, sink Sink) (*Bus, error) {
 const ownDefaults = "set default_transaction_isolation = 'read committed'; set default_transaction_read_only = off; "
 
 // longLived is what the listening and the sequencing session set: no time-out ends them while they
-// wait, and tcp_user_timeout lets the server drop them when this process is frozen or gone without a
+// wait, and TCP's own time-outs let the server drop them when this process is frozen or gone without a
 // word, before the notification queue fills.
 //
 // What the sequencer tells of must survive a crash, even where writers do not wait for their own
 // commits to be on disk: its commit comes after theirs in the WAL, and is waited for.
 const longLived = ownDefaults +
-	"set tcp_user_timeout = '10s'; set idle_session_timeout = 0; set statement_timeout = 0; " +
+	"set tcp_user_timeout = '10s'; set tcp_keepalives_idle = 10; set tcp_keepalives_interval = 3; set tcp_keepalives_count = 3; " +
+	"set idle_session_timeout = 0; set statement_timeout = 0; " +
 	"select set_config('synchronous_commit', 'local', false) where current_setting('synchronous_commit') = 'off'; "
 
 // connConfig is a copy of the connection's configuration under its own application_name,

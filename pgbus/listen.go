@@ -173,7 +173,7 @@ func (b *Bus) prepareSession(ctx context.Context, conn *pgconn.PgConn, echo <-ch
 
 	// LISTEN is committed with the batch.
 	var setup strings.Builder
-	setup.WriteString(longLived + "set tcp_keepalives_idle = 10; set tcp_keepalives_interval = 3; set tcp_keepalives_count = 3;")
+	setup.WriteString(longLived)
 	for _, channel := range append([]string{channelEvents, channelWake, channelWorkers}, b.config.Channels...) {
 		setup.WriteString("listen " + pgx.Identifier{channel}.Sanitize() + ";")
 	}

@@ -17,6 +17,7 @@ type deliverer struct {
 	bus       *Bus
 	collected *collector
 	session   context.Context // ends with the listening session
+	listening bool            // from when that was heard of, until its end was
 	started   bool            // the sink was Reset once
 	last      trumpet.EventID // the newest record taken, given on or collected
 	history   history         // of records taken
@@ -66,9 +67,10 @@ func (d *deliverer) run(ctx context.Context) error {
 func (d *deliverer) take(ctx context.Context, a *arrival) error {
 	switch {
 	case a.connected != nil:
-		d.session = a.connected.ctx
+		d.session, d.listening = a.connected.ctx, true
 		return d.connected(ctx, a.connected.head.id)
 	case a.disconnected:
+		d.listening = false
 		d.collected.flush()
 		if d.bus.status.connected.Swap(false) {
 			d.bus.sink.Stale()
@@ -77,9 +79,17 @@ func (d *deliverer) take(ctx context.Context, a *arrival) error {
 	case a.heartbeat != nil:
 		return d.beat(ctx, a.heartbeat)
 	case a.channel == channelEvents:
+		if !d.listening {
+			// It came before the head that its session begins with, which tells of it; and whether
+			// the log still is the one that went before is not known yet.
+			return nil
+		}
 		return d.signed(ctx, a.payload)
-	default:
+	case d.started:
 		d.raw(a.channel, a.payload)
+		return nil
+	default:
+		d.bus.status.dropped.Add(1) // nobody is there yet
 		return nil
 	}
 }

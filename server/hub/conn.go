@@ -39,17 +39,18 @@ type Conn struct {
 	detached  bool // the reader is gone
 	reader    reader
 	group     *group
-	member    int // index in group.members
-	slot      int // of the wheel
-	seat      int // index in the slot
+	member    int   // index in group.members
+	slot      int   // of the wheel
+	seat      int   // index in the slot
+	pinged    int64 // when, since it joined, as heard; 0 for not yet
 	pending   *wire.Command
 	deadline  time.Time // while waiting
 	attached  uint64    // the newest node when it came
 	ready     bool      // it was told
 	resume    bool
-	resumed   bool // nothing was missed
-	placed    bool // cursor is in the list
-	since     trumpet.EventID
+	resumed   bool            // nothing was missed
+	placed    bool            // cursor is in the list
+	since     trumpet.EventID // all up to here was given: to go on from, or when it has a drainer
 	refused   wire.Reason
 	stop      context.CancelFunc // hurries the drainer
 	doneAfter bool               // rest is the last that is written

@@ -2,6 +2,8 @@ package hub
 
 import (
 	"context"
+
+	"github.com/trumpet-realtime/trumpet"
 )
 
 const (
@@ -12,28 +14,41 @@ const (
 )
 
 // frame is one event or notice in an output: its bytes, which nobody changes, and where
-// in the list it stands.
+// it stands.
 type frame struct {
 	bytes []byte
-	at    cursor
+	node  *node
+	index int
 }
 
 // output is frames put together to be written at once. It is reused.
 type output struct {
 	frames []frame
 	size   int
+	run    []byte // the frames, as long as each begins in memory where the one before ends
 	joined []byte
 }
 
-func (o *output) add(b []byte, at cursor) {
-	o.frames = append(o.frames, frame{b, at})
+func (o *output) add(b []byte, n *node, index int) {
+	switch {
+	case len(o.frames) == 0:
+		o.run = b
+	case o.run != nil && cap(o.run) > len(o.run) && len(b) > 0 && &o.run[:len(o.run)+1][len(o.run)] == &b[0]:
+		o.run = o.run[:len(o.run)+len(b)]
+	default:
+		o.run = nil
+	}
+	o.frames = append(o.frames, frame{b, n, index})
 	o.size += len(b)
 }
 
+// takes reports whether another frame of that size may be added.
+func (o *output) takes(size int) bool { return o.size == 0 || o.size+size <= chunkBytes }
+
 // bytes returns the frames as one piece, valid until the next call.
 func (o *output) bytes() []byte {
-	if len(o.frames) == 1 {
-		return o.frames[0].bytes
+	if o.run != nil {
+		return o.run
 	}
 	o.joined = o.joined[:0]
 	for i := range o.frames {
@@ -42,26 +57,24 @@ func (o *output) bytes() []byte {
 	return o.joined
 }
 
-// cut returns where a connection is that was given n bytes: its cursor, and what is left
-// of the frame that was cut.
-func (o *output) cut(n int) (cursor, []byte) {
-	for i := range o.frames {
-		f := &o.frames[i]
-		switch {
-		case n == 0:
-			return f.at, nil
-		case n < len(f.bytes):
-			return cursor{f.at.seq, f.at.index + 1}, f.bytes[n:]
-		}
-		n -= len(f.bytes)
+// cut returns where a connection is that took only n bytes: behind the frame at index of
+// frames, of which rest is left. That frame may be whole.
+func (o *output) cut(n int) (index int, rest []byte) {
+	for index < len(o.frames)-1 && n >= len(o.frames[index].bytes) {
+		n -= len(o.frames[index].bytes)
+		index++
 	}
-	last := o.frames[len(o.frames)-1].at
-	return cursor{last.seq, last.index + 1}, nil
+	return index, o.frames[index].bytes[n:]
+}
+
+// behind returns the cursor behind a frame, and the newest id up to there.
+func (f *frame) behind() (cursor, trumpet.EventID) {
+	return cursor{f.node.seq, f.index + 1}, f.node.upTo(f.index + 1)
 }
 
 func (o *output) reset() {
 	clear(o.frames)
-	o.frames, o.size = o.frames[:0], 0
+	o.frames, o.size, o.run = o.frames[:0], 0, nil
 	if cap(o.joined) > 4*chunkBytes {
 		o.joined = nil
 	}
@@ -80,35 +93,38 @@ func (s *shard) deliver() bool {
 		}
 		s.begin()
 	}
-	first := s.at.next.Load()
-	if first == nil {
+	next := s.at.next.Load()
+	if next == nil {
 		return false
 	}
-	last, size := first, first.size
-	for next := last.next.Load(); next != nil && size < turnBytes; next = last.next.Load() {
-		last, size = next, size+next.size
+	if next.tells() {
+		s.tell(next)
+		return next.next.Load() != nil
+	}
+	// Kept, because a rewind may lead the way elsewhere meanwhile.
+	for size := int64(0); next != nil && !next.tells() && size < turnBytes; next = next.next.Load() {
+		s.batch = append(s.batch, next)
+		size += next.size
 	}
 	for _, g := range s.groups {
-		s.deliverTo(g, first, last)
+		s.deliverTo(g)
 	}
-	s.at = last
-	return last.next.Load() != nil
+	s.at = s.batch[len(s.batch)-1]
+	clear(s.batch)
+	s.batch = s.batch[:0]
+	return next != nil
 }
 
-// deliverTo gives the nodes from first to last to one group.
-func (s *shard) deliverTo(g *group, first, last *node) {
-	for n := first; ; n = n.next.Load() {
-		seq := n.seq
+// deliverTo gives the batch to one group.
+func (s *shard) deliverTo(g *group) {
+	for _, n := range s.batch {
 		g.reader.each(n.entries, 0, false, func(b []byte, index int) bool {
-			if s.out.size > 0 && s.out.size+len(b) > chunkBytes {
+			if !s.out.takes(len(b)) {
 				s.flush(g)
 			}
-			s.out.add(b, cursor{seq, index})
+			s.out.add(b, n, index)
 			return true
 		})
-		if n == last {
-			break
-		}
 	}
 	s.flush(g)
 }
@@ -131,8 +147,7 @@ func (s *shard) flush(g *group) {
 		case err != nil:
 			s.fail(c)
 		case n < len(b):
-			at, rest := s.out.cut(n)
-			s.drain(c, at, rest)
+			s.lag(c, n)
 		}
 	}
 	s.hub.stats.wrote(writes, written)
@@ -140,45 +155,41 @@ func (s *shard) flush(g *group) {
 	s.out.reset()
 }
 
+// lag gives a connection that took only n bytes of the output to a drainer.
+func (s *shard) lag(c *Conn, n int) {
+	index, rest := s.out.cut(n)
+	at, reach := s.out.frames[index].behind()
+	s.drain(c, at, reach, rest)
+}
+
 // catchUp gives a connection what stands between its cursor and the shard's place, if that
 // is little, and reports whether it is there now. If not, it has a drainer again.
 func (s *shard) catchUp(c *Conn) bool {
-	from := c.cursor
-	for at := from; at.seq <= s.at.seq; {
+	defer s.out.reset()
+	reach := c.since
+	for at := c.cursor; at.seq <= s.at.seq; {
 		n, where := s.hub.list.at(at)
-		if where != inList {
-			s.out.reset()
-			c.socket.Hold()
-			s.drain(c, from, nil)
-			return false
-		}
-		index := at.index
-		if n.seq != at.seq { // skipped to a reset
-			index = 0
-		}
-		whole := c.reader.each(n.entries, index, n.seq <= c.attached, func(b []byte, index int) bool {
-			if s.out.size > 0 && s.out.size+len(b) > chunkBytes {
-				return false
-			}
-			if n.notice == resetNotice {
-				c.resumed = c.resumed && c.ready
-			}
-			s.out.add(b, cursor{n.seq, index})
-			return true
-		})
+		here := where == inList && n.seq == at.seq // else it skipped to a reset
+		replay := here && n.seq <= c.attached
+		whole := here && (replay || !n.tells()) &&
+			c.reader.each(n.entries, at.index, replay, func(b []byte, index int) bool {
+				if !s.out.takes(len(b)) {
+					return false
+				}
+				s.out.add(b, n, index)
+				return true
+			})
 		if !whole {
-			s.out.reset()
 			c.socket.Hold()
-			s.drain(c, from, nil)
+			s.drain(c, c.cursor, c.since, nil)
 			return false
 		}
-		at = n.end()
+		at, reach = n.end(), newer(reach, n.head)
 	}
-	c.cursor = s.at.end()
+	c.cursor, c.since = s.at.end(), reach
 	if s.out.size == 0 {
 		return true
 	}
-	defer s.out.reset()
 	b := s.out.bytes()
 	n, err := c.socket.TryWrite(b)
 	s.hub.stats.wrote(1, n)
@@ -188,17 +199,17 @@ func (s *shard) catchUp(c *Conn) bool {
 		s.fail(c)
 		return false
 	case n < len(b):
-		at, rest := s.out.cut(n)
-		s.drain(c, at, rest)
+		s.lag(c, n)
 		return false
 	}
 	return true
 }
 
-// drain gives a connection whose socket is held to a drainer.
-func (s *shard) drain(c *Conn, at cursor, rest []byte) {
+// drain gives a connection whose socket is held to a drainer. at is its cursor, and reach
+// the newest id that it was given, lost or not.
+func (s *shard) drain(c *Conn, at cursor, reach trumpet.EventID, rest []byte) {
 	s.leave(c)
-	c.state, c.cursor, c.rest = drained, at, rest
+	c.state, c.cursor, c.since, c.rest = drained, at, reach, rest
 	ctx, stop := context.WithCancel(s.hub.ctx)
 	c.stop = stop
 	if c.ready {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"os"
-	"sync"
 	"syscall"
 	"time"
 
@@ -12,8 +11,17 @@ import (
 	"github.com/trumpet-realtime/trumpet/server/wire"
 )
 
-// patrol is how often a drainer that waits for its client looks whether to go on.
-const patrol = 500 * time.Millisecond
+const (
+	// patrol is how often a drainer that waits for its client looks whether to go on.
+	patrol = 500 * time.Millisecond
+	// turns is how many drainers may have an output at once. So what is joined for clients
+	// that lag or resume takes at most turns times chunkBytes, however many they are.
+	turns = 128
+	// hold is how long a drainer keeps its turn while its client takes nothing.
+	hold = 100 * time.Millisecond
+	// gatherNodes bounds a look through nodes that hold nothing for a client.
+	gatherNodes = 4096
+)
 
 // endError is the error of a drainer that must end its connection.
 type endError struct{ ending trumpet.Ending }
@@ -23,31 +31,28 @@ func (e *endError) Error() string { return e.ending.Name }
 // errRefused: the client cannot resume; the shard says so where it becomes live.
 var errRefused = errors.New("resume refused")
 
-var chunks = sync.Pool{New: func() any { b := make([]byte, 0, chunkBytes); return &b }}
-
 // drainer writes to one connection for as long as that takes, and reads from the log and
-// the list by the connection's cursor.
+// the list by the connection's cursor. It holds no memory of its own while it waits for its
+// client: it takes its turn, puts together and writes a chunk, and when the client does not
+// take that soon, lets go of all but the frame that was cut.
 type drainer struct {
 	*Conn
 	ctx context.Context
 
-	chunk    *[]byte
-	ends     []int     // where the chunk's frames end
-	cut      []byte    // of the frame that the end of the connection cut
-	behind   time.Time // when what is written now was appended
-	progress time.Time // when the client last took something
-	holding  time.Time // since when a page of the log is held, if one is
+	cut    []byte    // of the frame that the end of the connection cut
+	behind time.Time // when what is written now was appended
+	// Each chunkBytes must be taken within MaxLag. The time that the client was not waited
+	// for does not count.
+	begun time.Time
+	taken int
+	key   trumpet.EventID // of the page of the log that was read last
 }
 
 // drain is the drainer's goroutine. When it returns, the connection is at the list's end,
 // or refused or to be ended by the shard, or lost.
 func (c *Conn) drain(ctx context.Context) {
 	now := time.Now()
-	d := &drainer{Conn: c, ctx: ctx, chunk: chunks.Get().(*[]byte), behind: now, progress: now}
-	defer func() {
-		*d.chunk = (*d.chunk)[:0]
-		chunks.Put(d.chunk)
-	}()
+	d := &drainer{Conn: c, ctx: ctx, behind: now, begun: now}
 	if c.doneAfter {
 		d.bye(c.rest)
 		return
@@ -58,7 +63,8 @@ func (c *Conn) drain(ctx context.Context) {
 	case err == nil:
 	case errors.Is(err, errRefused):
 		err = d.release()
-	case errors.As(err, &end):
+	}
+	if errors.As(err, &end) {
 		c.hub.stats.ended(end.ending)
 		d.bye(wire.AppendEnding(d.cut[:len(d.cut):len(d.cut)], c.reader.format, end.ending))
 		return
@@ -85,12 +91,10 @@ func (d *drainer) bye(b []byte) {
 
 // follow writes until the client has all there is.
 func (d *drainer) follow() error {
-	if len(d.rest) > 0 {
-		rest := d.rest
-		d.rest = nil
-		if err := d.write(rest, []int{len(rest)}); err != nil {
-			return err
-		}
+	rest := d.rest
+	d.rest = nil
+	if err := d.write(rest); err != nil {
+		return err
 	}
 	for {
 		if !d.placed {
@@ -101,86 +105,95 @@ func (d *drainer) follow() error {
 		if err := d.check(); err != nil {
 			return err
 		}
-		n, where := d.hub.list.at(d.cursor)
-		switch where {
-		case inList:
-			if err := d.give(n); err != nil {
+		switch n, where := d.hub.list.at(d.cursor); {
+		case where == expired && d.ready:
+			return &endError{trumpet.EndingSlow}
+		case where == expired:
+			d.placed = false // the log goes on where the list cannot
+		case where == atEnd:
+			return d.release()
+		case n.tells():
+			if err := d.tell(n); err != nil {
 				return err
 			}
-		case expired:
-			if d.ready {
-				return &endError{trumpet.EndingSlow}
+			d.cursor, d.since = n.end(), n.passed(d.since)
+		default:
+			if err := d.give(); err != nil {
+				return err
 			}
-			d.placed = false // the log goes on where the list cannot
-		case atEnd:
-			if len(*d.chunk) > 0 {
-				if err := d.flush(); err != nil {
-					return err
-				}
-				continue
-			}
-			return d.release()
 		}
 	}
 }
 
-// give gives one node, from the cursor on.
-func (d *drainer) give(n *node) error {
-	index := d.cursor.index
-	if n.seq != d.cursor.seq { // skipped to a reset
-		index = 0
-	}
-	if len(*d.chunk) == 0 {
-		d.behind = n.appended
-	}
-	if n.notice == resetNotice && n.seq > d.attached && !d.ready {
-		d.resumed = false
-	}
-	// What follows n must not be held by a client that is waited for.
-	entries, replay, next, head := n.entries, n.seq <= d.attached, n.end(), n.head
-	if err := d.giveAll(entries, index, replay); err != nil {
+// give gives about a chunk from the list.
+func (d *drainer) give() error {
+	out, err := d.turn()
+	if err != nil {
 		return err
 	}
-	d.cursor, d.since = next, head
-	return nil
+	at, reach := d.gather(out)
+	b := out.bytes()
+	n, err := 0, error(nil)
+	if len(b) > 0 {
+		n, err = d.socket.WriteUntil(b, time.Now().Add(hold))
+		d.took(n)
+	}
+	var rest []byte
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		var index int
+		index, rest = out.cut(n)
+		at, reach = out.frames[index].behind()
+		reach = newer(d.since, reach)
+		d.hub.stats.deliveries.Add(uint64(index + 1))
+		err = nil
+	} else {
+		d.hub.stats.deliveries.Add(uint64(len(out.frames)))
+	}
+	d.hub.turns.put(out)
+	if err != nil {
+		return err
+	}
+	d.cursor, d.since = at, reach
+	return d.write(rest)
 }
 
-func (d *drainer) giveAll(entries []entry, from int, replay bool) error {
-	var err error
-	d.reader.each(entries, from, replay, func(b []byte, _ int) bool {
-		d.hub.stats.deliveries.Add(1)
-		if len(*d.chunk) > 0 && len(*d.chunk)+len(b) > chunkBytes {
-			if err = d.flush(); err != nil {
+// gather puts together what the client is to get next, and returns where that ends.
+func (d *drainer) gather(out *output) (at cursor, reach trumpet.EventID) {
+	at, reach = d.cursor, d.since
+	for range gatherNodes {
+		n, where := d.hub.list.at(at)
+		if where != inList || n.tells() {
+			break
+		}
+		if out.size == 0 {
+			d.behind = n.appended
+		}
+		whole := d.reader.each(n.entries, at.index, n.seq <= d.attached, func(b []byte, index int) bool {
+			if !out.takes(len(b)) {
 				return false
 			}
+			out.add(b, n, index)
+			return true
+		})
+		if !whole {
+			if f := &out.frames[len(out.frames)-1]; f.node == n {
+				var id trumpet.EventID
+				at, id = f.behind()
+				reach = newer(reach, id)
+			}
+			break
 		}
-		if len(b) >= chunkBytes {
-			err = d.write(b, []int{len(b)})
-			return err == nil
-		}
-		*d.chunk = append(*d.chunk, b...)
-		d.ends = append(d.ends, len(*d.chunk))
-		return true
-	})
-	return err
+		at, reach = n.end(), newer(reach, n.head)
+	}
+	return at, reach
 }
 
-func (d *drainer) flush() error {
-	err := d.write(*d.chunk, d.ends)
-	*d.chunk, d.ends = (*d.chunk)[:0], d.ends[:0]
-	return err
-}
-
-// write writes whole frames, and waits for the client as long as it may.
-func (d *drainer) write(b []byte, ends []int) error {
-	d.progress = time.Now()
-	for done := 0; done < len(b); {
-		n, err := d.socket.WriteUntil(b[done:], time.Now().Add(patrol))
-		done += n
-		d.hub.stats.wrote(1, n)
-		if n > 0 {
-			d.progress = time.Now()
-		}
+// write writes what ends where a frame does, and waits for the client as long as it may.
+func (d *drainer) write(b []byte) error {
+	for len(b) > 0 {
+		n, err := d.socket.WriteUntil(b, time.Now().Add(patrol))
+		d.took(n)
+		b = b[n:]
 		if err == nil {
 			continue
 		}
@@ -188,17 +201,19 @@ func (d *drainer) write(b []byte, ends []int) error {
 			return err
 		}
 		if err := d.check(); err != nil {
-			for _, end := range ends {
-				if end >= done {
-					// A copy: the chunk is reused.
-					d.cut = append([]byte(nil), b[done:end]...)
-					break
-				}
-			}
+			d.cut = b
 			return err
 		}
 	}
 	return nil
+}
+
+// took notes that the client took n bytes.
+func (d *drainer) took(n int) {
+	d.hub.stats.wrote(1, n)
+	if d.taken += n; d.taken >= chunkBytes {
+		d.begun, d.taken = time.Now(), 0
+	}
 }
 
 // release lets go of the socket at a frame's end.
@@ -223,10 +238,7 @@ func (d *drainer) check() error {
 		return err
 	}
 	now := time.Now()
-	if now.Sub(d.progress) > d.hub.config.MaxLag {
-		return &endError{trumpet.EndingSlow}
-	}
-	if !d.holding.IsZero() && now.Sub(d.holding) > d.hub.config.MaxLag {
+	if now.Sub(d.begun) > d.hub.config.MaxLag {
 		return &endError{trumpet.EndingSlow}
 	}
 	if !d.ready {
@@ -239,4 +251,49 @@ func (d *drainer) check() error {
 		return &endError{trumpet.EndingSlow}
 	}
 	return nil
+}
+
+// interrupted returns why the drainer's context ended.
+func (d *drainer) interrupted() error {
+	if ending := d.ending.Load(); ending != nil {
+		return &endError{*ending}
+	}
+	return d.ctx.Err()
+}
+
+// turn waits for an output, in order.
+func (d *drainer) turn() (*output, error) {
+	began := time.Now()
+	out := d.hub.turns.take(d.ctx)
+	d.begun = d.begun.Add(time.Since(began))
+	if out == nil {
+		return nil, d.interrupted()
+	}
+	return out, nil
+}
+
+// outputs is a bounded number of them.
+type outputs chan *output
+
+func newOutputs(most int) outputs {
+	o := make(outputs, most)
+	for range most {
+		o <- new(output)
+	}
+	return o
+}
+
+// take returns nil when ctx ends first.
+func (o outputs) take(ctx context.Context) *output {
+	select {
+	case out := <-o:
+		return out
+	case <-ctx.Done():
+		return nil
+	}
+}
+
+func (o outputs) put(out *output) {
+	out.reset()
+	o <- out
 }

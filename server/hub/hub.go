@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/trumpet-realtime/trumpet"
@@ -53,18 +54,23 @@ type Config struct {
 	// RingBytes and RingEvents bound the list of recent events; default 32 MiB and 65,536.
 	RingBytes  int64
 	RingEvents int
-	// MaxLag is how far behind a connection may be before it is ended as slow; default 30 s.
+	// MaxLag is how far behind a connection may be before it is ended as slow, and in what
+	// time a client must take 64 KiB that wait for it; default 20 s.
 	MaxLag time.Duration
-	// Ping is how often a quiet connection hears from the worker; default 25 s.
+	// Ping is how often a quiet connection hears from the worker; default 15 s. A WebSocket's
+	// client that has not answered by the next ping is ended.
 	Ping time.Duration
 	// Patience is how long a client waits for the bus or the log before it is sent away;
 	// default 5 s.
 	Patience time.Duration
-	// LogPages bounds how many pages of the log are read at once; default 4. Eight times as
-	// many are held at once while they are written to clients.
+	// LogPages bounds how many pages of the log are read at once; default 4. None is begun
+	// while those in memory take LogBytes; default 64 MiB.
 	LogPages int
+	LogBytes int64
 	Logger   *slog.Logger
 
+	// turns is how many drainers put a chunk together at once; default 128.
+	turns int
 	// farewell is how long the last words to a client may take; default 1 s.
 	farewell time.Duration
 }
@@ -74,10 +80,12 @@ func (c Config) withDefaults() Config {
 	c.Shards = cmp.Or(c.Shards, max(2, runtime.GOMAXPROCS(0)))
 	c.RingBytes = cmp.Or(c.RingBytes, 32<<20)
 	c.RingEvents = cmp.Or(c.RingEvents, 65_536)
-	c.MaxLag = cmp.Or(c.MaxLag, 30*time.Second)
-	c.Ping = cmp.Or(c.Ping, 25*time.Second)
+	c.MaxLag = cmp.Or(c.MaxLag, 20*time.Second)
+	c.Ping = cmp.Or(c.Ping, 15*time.Second)
 	c.Patience = cmp.Or(c.Patience, 5*time.Second)
 	c.LogPages = cmp.Or(c.LogPages, 4)
+	c.LogBytes = cmp.Or(c.LogBytes, 64<<20)
+	c.turns = cmp.Or(c.turns, turns)
 	c.farewell = cmp.Or(c.farewell, time.Second)
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
@@ -86,7 +94,7 @@ func (c Config) withDefaults() Config {
 }
 
 func (c Config) validate() error {
-	if c.Shards < 0 || c.RingBytes < 0 || c.RingEvents < 0 || c.LogPages < 0 {
+	if c.Shards < 0 || c.RingBytes < 0 || c.RingEvents < 0 || c.LogPages < 0 || c.LogBytes < 0 {
 		return fmt.Errorf("configure hub: shards, ring and log pages cannot be negative")
 	}
 	if c.MaxLag < 0 || c.Ping < wheelSlots*time.Millisecond || c.Patience < 0 {
@@ -95,13 +103,15 @@ func (c Config) validate() error {
 	return nil
 }
 
-// Hub is the fan-out core. Reset, Append, Live and Stale are called by one goroutine; all
+// Hub is the fan-out core. Reset, Rewind, Append, Live and Stale are called by one goroutine; all
 // other methods by any.
 type Hub struct {
 	config Config
 	list   list
 	shards []*shard
 	pages  *pages
+	turns  outputs
+	epoch  atomic.Uint64 // how often ids became void
 	stats  counters
 
 	// Of the goroutine that appends.
@@ -146,6 +156,7 @@ func newHub(config Config) (*Hub, error) {
 	}
 	h.ctx, h.cancel = context.WithCancel(context.Background())
 	h.pages = newPages(h)
+	h.turns = newOutputs(config.turns)
 	for range config.Shards {
 		h.shards = append(h.shards, newShard(h))
 	}
@@ -163,10 +174,32 @@ func (h *Hub) Reset(after trumpet.EventID) {
 		h.started, what = true, origin
 	}
 	h.append(noticeNode(what, after), true)
+	h.voided()
 }
 
-// Rewind says that what was given after an id is void.
-func (h *Hub) Rewind(to trumpet.EventID) { h.Reset(to) }
+// Rewind says that the log lost what was given after an id; what was given up to it stands,
+// and positions are given a second time. Those who were given something of it are told to
+// fetch their state, all others only what their place is now.
+func (h *Hub) Rewind(to trumpet.EventID) {
+	switch head := h.list.head(); {
+	case !h.started || to != head && to.Compare(head) >= 0:
+		h.Reset(to)
+		return
+	case to != head:
+		n := noticeNode(rewindNotice, to)
+		n.stale = h.stale
+		h.list.rewind(n, to)
+		h.pokeAll()
+	}
+	// Even if nothing was given: a client may have come from a worker that was ahead.
+	h.voided()
+}
+
+// voided forgets what was found out about ids.
+func (h *Hub) voided() {
+	h.epoch.Add(1)
+	h.pages.void()
+}
 
 // Append gives the next events; everything up to head has then been given. The events are
 // whole transactions and are never changed afterwards. Append does not wait for anybody.
@@ -198,6 +231,10 @@ func (h *Hub) Stale() {
 func (h *Hub) append(n *node, void bool) {
 	n.stale = h.stale
 	h.list.append(n, void)
+	h.pokeAll()
+}
+
+func (h *Hub) pokeAll() {
 	for _, s := range h.shards {
 		s.poke()
 	}

@@ -176,6 +176,12 @@ func TestSecondResetReachesEverybody(t *testing.T) {
 	if m := p.expect(t, "reset"); m.Reason != "lost" || m.ID != other.String() || m.sse != m.ID {
 		t.Fatalf("got %+v", m)
 	}
+	if m := p.expect(t, "ready"); m.Resumed || m.ID != other.String() || m.sse != m.ID {
+		t.Fatalf("got %+v", m)
+	}
+	if n := h.Stats().Resets[wire.ReasonLost]; n != 1 {
+		t.Errorf("%d resets were counted", n)
+	}
 	if m := p.mustNext(t); m.ID != "2.0-00000002" {
 		t.Fatalf("got %+v", m)
 	}

@@ -17,11 +17,13 @@ const entryOverhead = 256
 type notice uint8
 
 const (
-	noNotice notice = iota
-	origin          // where the list begins: nobody is told
-	resetNotice
+	noNotice     notice = iota
+	origin              // where the list begins: nobody is told
+	resetNotice         // all that was given is void
+	rewindNotice        // what was given after an id is void
 	staleNotice
 	liveNotice
+	voidNotice // in the place of an event that was lost: nobody is told
 )
 
 // entry is one event, or a notice to everybody, with its encodings: each is made when the
@@ -29,7 +31,6 @@ const (
 type entry struct {
 	event   *trumpet.Event // nil for a notice
 	notice  notice
-	head    trumpet.EventID // of a notice
 	encoded [wire.Formats][2]atomic.Pointer[[]byte]
 }
 
@@ -39,14 +40,17 @@ func (e *entry) more() bool { return e.event != nil && e.event.More }
 // live reports whether the entry is only for those who were there when it came.
 func (e *entry) live() bool { return e.event == nil || e.event.ID.IsZero() }
 
+func (e *entry) slot(format wire.Format, more bool) *atomic.Pointer[[]byte] {
+	if more {
+		return &e.encoded[format][1]
+	}
+	return &e.encoded[format][0]
+}
+
 // encode returns the entry's bytes; they are never changed. Two shards may do the work at
 // once, but only one result is kept.
 func (e *entry) encode(format wire.Format, more bool) []byte {
-	variant := 0
-	if more {
-		variant = 1
-	}
-	slot := &e.encoded[format][variant]
+	slot := e.slot(format, more)
 	if b := slot.Load(); b != nil {
 		return *b
 	}
@@ -54,8 +58,6 @@ func (e *entry) encode(format wire.Format, more bool) []byte {
 	switch {
 	case e.event != nil:
 		b = wire.EncodeEvent(format, e.event, more)
-	case e.notice == resetNotice:
-		b = wire.AppendReset(nil, format, e.head, wire.ReasonLost)
 	case e.notice == staleNotice:
 		b = wire.AppendStale(nil, format)
 	case e.notice == liveNotice:
@@ -67,16 +69,18 @@ func (e *entry) encode(format wire.Format, more bool) []byte {
 	return b
 }
 
-// node is what came at once. Only next changes after it was linked.
+// node is what came at once. Only next and void change after it was linked.
 type node struct {
 	seq      uint64 // 1, 2, 3, …
 	before   trumpet.EventID
 	head     trumpet.EventID // the id up to which all was given with this node
 	entries  []entry
 	notice   notice
-	stale    bool // Postgres is not heard, since here or before
+	loss     *loss // of a rewind
+	stale    bool  // Postgres is not heard, since here or before
 	appended time.Time
 	size     int64
+	void     atomic.Bool // a rewind put a copy in its place
 	next     atomic.Pointer[node]
 }
 
@@ -89,21 +93,49 @@ type cursor struct {
 func (n *node) start() cursor { return cursor{n.seq, 0} }
 func (n *node) end() cursor   { return cursor{n.seq + 1, 0} }
 
+// tells reports whether what a client is told here depends on what it was given before.
+func (n *node) tells() bool { return n.notice == resetNotice || n.notice == rewindNotice }
+
+// upTo returns the newest id among what stands before an index.
+func (n *node) upTo(index int) trumpet.EventID {
+	for i := min(index, len(n.entries)) - 1; i >= 0; i-- {
+		if e := n.entries[i].event; e != nil && !e.ID.IsZero() {
+			return e.ID
+		}
+	}
+	return n.before
+}
+
+// newer returns the newer of two ids.
+func newer(a, b trumpet.EventID) trumpet.EventID {
+	if b.Compare(a) > 0 {
+		return b
+	}
+	return a
+}
+
 func eventNode(events []trumpet.Event, head trumpet.EventID) *node {
 	n := &node{head: head, entries: make([]entry, len(events)), size: entryOverhead}
 	for i := range events {
 		e := &events[i]
 		n.entries[i].event = e
-		// The event and two encodings of it.
-		n.size += entryOverhead + 3*int64(len(e.Topic)+len(e.Key)+len(e.New)+len(e.Old)+len(e.Data))
+		n.size += eventSize(e)
 	}
 	return n
 }
 
+// payload is about how long an event is in any format.
+func payload(e *trumpet.Event) int {
+	return len(e.Topic) + len(e.Key) + len(e.New) + len(e.Old) + len(e.Data)
+}
+
+// eventSize is about what an event takes with two encodings of it.
+func eventSize(e *trumpet.Event) int64 { return entryOverhead + 3*int64(payload(e)) }
+
 func noticeNode(what notice, head trumpet.EventID) *node {
 	n := &node{head: head, notice: what, size: entryOverhead}
-	if what != origin {
-		n.entries = []entry{{notice: what, head: head}}
+	if what == staleNotice || what == liveNotice {
+		n.entries = []entry{{notice: what}}
 	}
 	return n
 }
@@ -137,12 +169,7 @@ func (l *list) append(n *node, void bool) {
 		l.nodes, l.bytes, l.events = nil, 0, 0
 		l.resetAt = n.seq
 	}
-	l.nodes = append(l.nodes, n)
-	l.bytes += n.size
-	l.events += max(1, len(n.entries))
-	l.trim()
-	moved := l.moved
-	l.moved = nil
+	moved := l.push(n)
 	l.mu.Unlock()
 	l.tail.Store(n)
 	if tail != nil {
@@ -151,6 +178,16 @@ func (l *list) append(n *node, void bool) {
 	if moved != nil {
 		close(moved)
 	}
+}
+
+// push makes n the newest node and returns what is closed once it is linked; with mu held.
+func (l *list) push(n *node) (moved chan struct{}) {
+	l.nodes = append(l.nodes, n)
+	l.bytes += n.size
+	l.events += max(1, len(n.entries))
+	l.trim()
+	moved, l.moved = l.moved, nil
+	return moved
 }
 
 // trim lets go what is beyond the bounds, but never the newest node.

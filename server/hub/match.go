@@ -51,7 +51,7 @@ type reader struct {
 
 func (r *reader) wants(e *entry) bool {
 	if e.event == nil {
-		return true
+		return e.notice != voidNotice
 	}
 	_, ok := r.topics[e.event.Topic]
 	return ok

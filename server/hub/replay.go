@@ -1,25 +1,24 @@
 package hub
 
 import (
-	"context"
 	"errors"
-	"fmt"
 	"math/rand/v2"
-	"sync"
+	"os"
 	"time"
 
 	"github.com/trumpet-realtime/trumpet"
 	"github.com/trumpet-realtime/trumpet/server/wire"
 )
 
-// logTimeout bounds one read of the log.
-const logTimeout = 15 * time.Second
+// turnTime is about how long a drainer keeps its turn while it writes a page.
+const turnTime = 250 * time.Millisecond
 
 // findPlace brings a client that resumes into the list: page after page from the log,
 // until its id is one that the list knows.
 func (d *drainer) findPlace() error {
 	var patience time.Time // when to give up waiting
 	read, verified := false, false
+	epoch := d.hub.epoch.Load()
 	for {
 		if err := d.check(); err != nil {
 			return err
@@ -37,6 +36,9 @@ func (d *drainer) findPlace() error {
 			d.cursor, d.placed, d.resumed = at, true, true
 			return nil
 		}
+		if now := d.hub.epoch.Load(); now != epoch {
+			epoch, verified = now, false // the log may have lost the id since
+		}
 		if what == foundAhead && verified {
 			// Another worker was ahead of this one; what is missing comes soon.
 			if err := d.wait(&patience, changed); err != nil {
@@ -44,7 +46,7 @@ func (d *drainer) findPlace() error {
 			}
 			continue
 		}
-		page, err := d.hub.pages.get(d.ctx, d.since)
+		page, from, err := d.page()
 		switch {
 		case err == nil:
 		case errors.Is(err, trumpet.ErrPruned):
@@ -59,18 +61,7 @@ func (d *drainer) findPlace() error {
 		}
 		read, verified = true, true
 		before := d.since
-		// The page is held while it is written, so that must not take for ever.
-		d.holding = time.Now()
-		err = d.giveAll(page.entries, 0, true)
-		if err == nil && len(*d.chunk) > 0 {
-			err = d.flush()
-		}
-		d.holding = time.Time{}
-		if page.upTo.Compare(before) > 0 {
-			d.since = page.upTo
-		}
-		d.hub.pages.put(page)
-		if err != nil {
+		if err := d.givePage(page, from); err != nil {
 			return err
 		}
 		if d.since != before {
@@ -84,17 +75,93 @@ func (d *drainer) findPlace() error {
 	}
 }
 
+// page returns the page of the log with what follows since, and where in it that is.
+func (d *drainer) page() (*page, int, error) {
+	key := d.key
+	if key.IsZero() {
+		key = d.since
+	}
+	began := time.Now()
+	got, from, err := d.hub.pages.get(d.ctx, d.since, key)
+	d.begun = d.begun.Add(time.Since(began))
+	if err == nil {
+		d.key = got.after
+	}
+	return got, from, err
+}
+
+// givePage gives a page from an index on, as much of it as the client takes in one turn, and
+// gives the page back before it waits for the client.
+func (d *drainer) givePage(p *page, from int) error {
+	rest, err := d.givePart(p, from)
+	d.hub.pages.put(p)
+	if err != nil {
+		return err
+	}
+	return d.write(rest)
+}
+
+func (d *drainer) givePart(p *page, from int) (rest []byte, err error) {
+	out, err := d.turn()
+	if err != nil {
+		return nil, err
+	}
+	defer d.hub.turns.put(out)
+	p.encode(d.reader.format)
+	for began := time.Now(); time.Since(began) < turnTime; {
+		whole := d.reader.each(p.entries, from, true, func(b []byte, index int) bool {
+			if !out.takes(len(b)) {
+				return false
+			}
+			out.add(b, &p.node, index)
+			return true
+		})
+		n := 0
+		if b := out.bytes(); len(b) > 0 {
+			n, err = d.socket.WriteUntil(b, time.Now().Add(hold))
+			d.took(n)
+		}
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			index, rest := out.cut(n)
+			_, d.since = out.frames[index].behind()
+			d.hub.stats.deliveries.Add(uint64(index + 1))
+			if len(rest) <= slabFrame {
+				rest = append([]byte(nil), rest...) // not to keep the whole page
+			}
+			return rest, nil
+		}
+		d.hub.stats.deliveries.Add(uint64(len(out.frames)))
+		if err != nil {
+			return nil, err
+		}
+		if whole {
+			// What comes next has a page of its own.
+			d.since, d.key = newer(d.since, p.upTo), trumpet.EventID{}
+			return nil, nil
+		}
+		from = out.frames[len(out.frames)-1].index + 1
+		_, d.since = out.frames[len(out.frames)-1].behind()
+		out.reset()
+	}
+	return nil, nil
+}
+
+// refuse leaves it to the shard to tell the client, once that is where the list is now.
 func (d *drainer) refuse(reason wire.Reason) error {
 	d.refused, d.placed = reason, true
+	if tail := d.hub.list.tail.Load(); tail != nil {
+		d.cursor = tail.end()
+	}
 	return errRefused
 }
 
 // wait waits a little, or for the list to grow; but all waiting together is bounded.
 func (d *drainer) wait(until *time.Time, changed <-chan struct{}) error {
+	began := time.Now()
 	if until.IsZero() {
-		*until = time.Now().Add(d.hub.config.Patience)
+		*until = began.Add(d.hub.config.Patience)
 	}
-	if !time.Now().Before(*until) {
+	if !began.Before(*until) {
 		return &endError{trumpet.EndingUnavailable}
 	}
 	timer := time.NewTimer(100*time.Millisecond + rand.N(150*time.Millisecond))
@@ -103,126 +170,8 @@ func (d *drainer) wait(until *time.Time, changed <-chan struct{}) error {
 	case <-changed:
 	case <-timer.C:
 	case <-d.ctx.Done():
-		if ending := d.ending.Load(); ending != nil {
-			return &endError{*ending}
-		}
-		return d.ctx.Err()
+		return d.interrupted()
 	}
-	d.progress = time.Now() // it was not the client that was waited for
+	d.begun = d.begun.Add(time.Since(began)) // it was not the client that was waited for
 	return nil
-}
-
-// page is a page of the log. All that resume from the same id share one, and its encodings.
-type page struct {
-	after   trumpet.EventID
-	done    chan struct{} // closed when it was read
-	entries []entry
-	upTo    trumpet.EventID
-	err     error
-	refs    int  // guarded by pages.mu
-	slot    bool // it counts in pages.held
-}
-
-// pages reads the log. It bounds how many pages there are at once, being read or being
-// written to clients.
-type pages struct {
-	hub   *Hub
-	log   Log
-	reads chan struct{}
-	held  chan struct{}
-
-	mu     sync.Mutex
-	shared map[trumpet.EventID]*page
-}
-
-func newPages(h *Hub) *pages {
-	return &pages{hub: h, reads: make(chan struct{}, h.config.LogPages), held: make(chan struct{}, 8*h.config.LogPages), shared: make(map[trumpet.EventID]*page)}
-}
-
-// get returns the page after an id; whoever got it gives it back by put. The caller that
-// comes first reads it, for all.
-func (p *pages) get(ctx context.Context, after trumpet.EventID) (*page, error) {
-	if p.log == nil {
-		return nil, fmt.Errorf("read log: %w", trumpet.ErrPruned)
-	}
-	p.mu.Lock()
-	got := p.shared[after]
-	first := got == nil
-	if first {
-		got = &page{after: after, done: make(chan struct{})}
-		p.shared[after] = got
-	}
-	got.refs++
-	p.mu.Unlock()
-	if first {
-		p.read(ctx, got)
-		close(got.done)
-	}
-	select {
-	case <-got.done:
-	case <-ctx.Done():
-		p.put(got)
-		return nil, ctx.Err()
-	}
-	if got.err != nil {
-		p.put(got)
-		return nil, got.err
-	}
-	return got, nil
-}
-
-func (p *pages) read(ctx context.Context, got *page) {
-	ctx, stop := context.WithTimeout(ctx, logTimeout)
-	defer stop()
-	if got.slot = take(ctx, p.held); got.slot && take(ctx, p.reads) {
-		defer func() { <-p.reads }()
-		// Not the first client's context: others wait for the same page.
-		ctx, cancel := context.WithTimeout(p.hub.ctx, logTimeout)
-		defer cancel()
-		var events []trumpet.Event
-		events, got.upTo, got.err = p.log.ReadLog(ctx, got.after, p.hub.list.head())
-		got.entries = make([]entry, len(events))
-		for i := range events {
-			got.entries[i].event = &events[i]
-		}
-		p.hub.stats.logPages.Add(1)
-	} else {
-		got.err = fmt.Errorf("wait to read log: %w", ctx.Err())
-	}
-	if got.err != nil || got.upTo == got.after {
-		// Whoever comes next shall ask again.
-		p.mu.Lock()
-		p.drop(got)
-		p.mu.Unlock()
-	}
-}
-
-// drop ends the sharing of a page; with mu held.
-func (p *pages) drop(got *page) {
-	if p.shared[got.after] == got {
-		delete(p.shared, got.after)
-	}
-}
-
-func (p *pages) put(got *page) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	got.refs--
-	if got.refs > 0 {
-		return
-	}
-	p.drop(got)
-	if got.slot {
-		<-p.held
-	}
-}
-
-// take puts one into a semaphore, unless ctx ends first.
-func take(ctx context.Context, semaphore chan<- struct{}) bool {
-	select {
-	case semaphore <- struct{}{}:
-		return true
-	case <-ctx.Done():
-		return false
-	}
 }

@@ -41,7 +41,8 @@ type shard struct {
 
 	// The loop's own.
 	commands []command // taken from inbox
-	later    []*Conn   // given back by drainers that are ahead of at
+	later    []*Conn   // that are ahead of at, or found it void
+	batch    []*node   // given at once
 	conns    map[*Conn]struct{}
 	waiting  map[*Conn]struct{}
 	groups   map[string]*group
@@ -180,14 +181,14 @@ func (s *shard) attach(c *Conn) {
 func (s *shard) place(c *Conn) {
 	c.attached = s.at.seq
 	if !c.resume || c.refused != "" {
-		c.cursor, c.placed = s.at.end(), true
-		s.settle(c)
+		c.placed = true
+		s.rejoin(c)
 		return
 	}
 	cursor, what := s.hub.list.find(c.since)
 	if what != foundHere {
 		c.socket.Hold()
-		s.drain(c, cursor, nil)
+		s.drain(c, cursor, c.since, nil)
 		return
 	}
 	c.cursor, c.placed, c.resumed = cursor, true, true
@@ -208,15 +209,23 @@ func (s *shard) rejoin(c *Conn) {
 		c.answer(errEnded)
 	case ending != nil:
 		s.end(c, *ending)
-	case c.refused != "":
-		c.cursor = s.at.end()
+	case s.at.void.Load(), c.cursor.seq > s.at.seq+1 || c.cursor.seq == s.at.seq+1 && c.cursor.index > 0:
+		s.wait(c)
+	case c.refused != "", !c.resume && !c.ready:
 		s.settle(c)
-	case c.cursor.seq > s.at.seq+1 || c.cursor.seq == s.at.seq+1 && c.cursor.index > 0:
-		c.state = drained
-		s.later = append(s.later, c)
-	case s.catchUp(c):
+	case !s.catchUp(c):
+	case c.since.Compare(s.at.head) > 0:
+		// It was given what is lost now and the shard was not: the rewind comes next.
+		s.wait(c)
+	default:
 		s.settle(c)
 	}
+}
+
+// wait keeps a connection until the shard has moved on.
+func (s *shard) wait(c *Conn) {
+	c.state = drained
+	s.later = append(s.later, c)
 }
 
 // settle makes a connection live that has all that the shard has given, and tells it so.
@@ -252,7 +261,7 @@ func (s *shard) unstick(c *Conn) {
 	if c.stuck && c.state == live {
 		c.stuck = false
 		c.socket.Hold()
-		s.drain(c, s.at.end(), nil)
+		s.drain(c, s.at.end(), s.at.head, nil)
 	}
 }
 
@@ -264,7 +273,7 @@ func (s *shard) write(c *Conn, b []byte) {
 	case err != nil:
 		s.fail(c)
 	case n < len(b):
-		s.drain(c, s.at.end(), b[n:])
+		s.drain(c, s.at.end(), s.at.head, b[n:])
 	}
 }
 
@@ -289,7 +298,7 @@ func (s *shard) end(c *Conn, e trumpet.Ending) {
 		s.fail(c)
 	case n < len(b):
 		c.doneAfter = true
-		s.drain(c, c.cursor, b[n:])
+		s.drain(c, c.cursor, c.since, b[n:])
 	default:
 		c.state = ended
 		c.answer(errEnded)

@@ -33,10 +33,13 @@ func (c *counters) wrote(writes, bytes int) {
 	c.bytes.Add(uint64(bytes))
 }
 
-func (c *counters) reset(reason wire.Reason) {
+func (c *counters) reset(reason wire.Reason) { c.resetAll(reason, 1) }
+
+// resetAll counts clients that were told to fetch their state anew.
+func (c *counters) resetAll(reason wire.Reason, clients int) {
 	for i, r := range wire.Reasons {
 		if r == reason {
-			c.resets[i].Add(1)
+			c.resets[i].Add(uint64(clients))
 		}
 	}
 }

@@ -15,7 +15,12 @@ const timeLayout = "2006-01-02T15:04:05.000Z"
 // more says that the client will see further events of the same transaction.
 func EncodeEvent(f Format, e *trumpet.Event, more bool) []byte {
 	size := 192 + len(e.Topic) + len(e.Key) + len(e.New) + len(e.Old) + len(e.Data)
-	dst, start := begin(make([]byte, 0, size), f, "", e.ID, !e.ID.IsZero())
+	return AppendEventFrame(make([]byte, 0, size), f, e, more)
+}
+
+// AppendEventFrame appends what EncodeEvent gives.
+func AppendEventFrame(dst []byte, f Format, e *trumpet.Event, more bool) []byte {
+	dst, start := begin(dst, f, "", e.ID, !e.ID.IsZero())
 	return end(AppendEvent(dst, e, more), f, start)
 }
 

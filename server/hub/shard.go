@@ -214,8 +214,8 @@ func (s *shard) rejoin(c *Conn) {
 	case c.refused != "", !c.resume && !c.ready:
 		s.settle(c)
 	case !s.catchUp(c):
-	case c.since.Compare(s.at.head) > 0:
-		// It was given what is lost now and the shard was not: the rewind comes next.
+	case s.at.void.Load(), c.since.Compare(s.at.head) > 0:
+		// Only one of the two was given what is lost now. The rewind comes next.
 		s.wait(c)
 	default:
 		s.settle(c)

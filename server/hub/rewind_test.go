@@ -1,0 +1,516 @@
+package hub
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"github.com/trumpet-realtime/trumpet"
+	"github.com/trumpet-realtime/trumpet/server/wire"
+)
+
+// again makes the event of a position that is given a second time.
+func again(position int64, topic string, size int) trumpet.Event {
+	e := event(position, 0, topic, false, size)
+	e.ID.Tag += 1000
+	return e
+}
+
+// give appends events one by one.
+func give(h *Hub, events ...trumpet.Event) {
+	for i := range events {
+		h.Append(events[i:i+1], events[i].ID)
+	}
+}
+
+// rewind loses what comes after an id.
+func (l *fakeLog) rewind(to trumpet.EventID) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.events = slices.DeleteFunc(slices.Clone(l.events), func(e trumpet.Event) bool { return e.ID.Compare(to) > 0 })
+	for id := range l.heads {
+		if id.Compare(to) > 0 {
+			delete(l.heads, id)
+		}
+	}
+	l.heads[to] = true
+}
+
+// expectVerdict reads what a rewind or a reset says.
+func (p *peer) expectVerdict(t fataler, to trumpet.EventID, concerned bool) {
+	t.Helper()
+	if concerned {
+		if m := p.expect(t, "reset"); m.Reason != "lost" || m.ID != to.String() {
+			t.Fatalf("got %+v", m)
+		}
+	}
+	if m := p.expect(t, "ready"); m.Resumed == concerned || m.ID != to.String() {
+		t.Fatalf("got %+v, want it to be concerned: %v", m, concerned)
+	}
+}
+
+func TestRewindTellsExactlyWhoIsConcerned(t *testing.T) {
+	t.Parallel()
+	for format := range wire.Formats {
+		t.Run(format.String(), func(t *testing.T) {
+			t.Parallel()
+			h := start(t, Config{})
+			log := &fakeLog{page: 10}
+			h.UseLog(log)
+			join := func(topics ...string) *peer {
+				p := newPeer(t, h, Client{Format: format, Topics: topics}, false)
+				p.expect(t, "ready")
+				return p
+			}
+			a, b, quiet := join("a", "b"), join("b"), join("nothing")
+			first := []trumpet.Event{event(1, 0, "a", false, 1), event(2, 0, "b", false, 1)}
+			lost := []trumpet.Event{event(3, 0, "a", false, 1), event(4, 0, "c", false, 1)}
+			give(h, append(first, lost...)...)
+			log.add(append(first, lost...), lost[1].ID)
+			a.expectEvents(t, expected(append(first, lost...), "a", "b"))
+			b.expectEvents(t, expected(first, "b"))
+			// Its state was fetched when the lost event was part of it, whatever it was given.
+			between, betweenQuiet := join("a"), join("b")
+
+			to := first[1].ID
+			log.rewind(to)
+			h.Rewind(to)
+			a.expectVerdict(t, to, true)
+			b.expectVerdict(t, to, false)
+			quiet.expectVerdict(t, to, false)
+			between.expectVerdict(t, to, true)
+			betweenQuiet.expectVerdict(t, to, false)
+			if n := h.Stats().Resets[wire.ReasonLost]; n != 2 {
+				t.Errorf("%d resets were counted", n)
+			}
+			after := newPeer(t, h, Client{Format: format, Topics: []string{"a", "b", "c"}}, false)
+			if m := after.expect(t, "ready"); m.ID != to.String() || m.Resumed {
+				t.Errorf("got %+v", m)
+			}
+
+			// A position comes a second time.
+			second := []trumpet.Event{again(3, "b", 1), again(4, "a", 1), again(5, "nothing", 1)}
+			give(h, second...)
+			log.add(second, second[2].ID)
+			for p, topics := range map[*peer][]string{
+				a: {"a", "b"}, b: {"b"}, quiet: {"nothing"}, between: {"a"}, betweenQuiet: {"b"}, after: {"a", "b"},
+			} {
+				p.expectEvents(t, expected(second, topics...))
+				p.hangUp()
+			}
+
+			for _, since := range []trumpet.EventID{lost[0].ID, lost[1].ID} {
+				p := newPeer(t, h, Client{Format: format, Topics: []string{"a"}, Resume: true, Since: since}, false)
+				if m := p.expect(t, "reset"); m.Reason != "unknown" {
+					t.Errorf("since %v: got %+v", since, m)
+				}
+				if m := p.expect(t, "ready"); m.Resumed || m.ID != second[2].ID.String() {
+					t.Errorf("since %v: got %+v", since, m)
+				}
+				p.hangUp()
+			}
+			for i, since := range []trumpet.EventID{first[0].ID, to, second[0].ID} {
+				p := newPeer(t, h, Client{Format: format, Topics: []string{"a", "b", "c"}, Resume: true, Since: since}, false)
+				p.expectEvents(t, expected(append(first[1:], second...)[i:], "a", "b", "c"))
+				if m := p.expect(t, "ready"); !m.Resumed || m.ID != second[2].ID.String() {
+					t.Errorf("since %v: got %+v", since, m)
+				}
+				p.hangUp()
+			}
+			if s := h.Stats(); s.ResumesFromRing != 3 || s.Resets[wire.ReasonUnknown] != 2 || s.Resets[wire.ReasonLost] != 2 {
+				t.Errorf("stats are %+v", s)
+			}
+		})
+	}
+}
+
+// A client that lags is given nothing of what was lost that it had not begun to take, and is
+// told by what it was given.
+func TestRewindWhileLagging(t *testing.T) {
+	t.Parallel()
+	const big = 1 << 20
+	raw := trumpet.Event{Topic: "a", Op: trumpet.OpBroadcast, Data: []byte(`"hello"`)}
+	for name, test := range map[string]struct {
+		to        int64 // what stands of 1, 2, 3, of which 2 is large
+		topics    []string
+		given     int // of them
+		concerned bool
+	}{
+		"before what is lost":           {2, []string{"a"}, 2, false},
+		"inside":                        {1, []string{"a"}, 2, true},
+		"everything is lost":            {0, []string{"a"}, 2, true},
+		"before, on other topics":       {2, []string{"b", "a"}, 2, false},
+		"inside, but nothing it was on": {2, []string{"a", "c"}, 2, false},
+	} {
+		for format := range wire.Formats {
+			t.Run(name+" "+format.String(), func(t *testing.T) {
+				t.Parallel()
+				h := start(t, Config{MaxLag: 2 * limit})
+				p := newPeer(t, h, Client{Format: format, Topics: test.topics}, true)
+				p.expect(t, "ready")
+				events := []trumpet.Event{event(1, 0, "a", false, 1), event(2, 0, "a", false, big), event(3, 0, "a", false, 1)}
+				give(h, events[:2]...)
+				eventually(t, "lagging", func() bool { return h.Stats().Lagging == 1 })
+				give(h, events[2])
+				// What has no place in the log is not lost.
+				h.Append([]trumpet.Event{raw}, events[2].ID)
+				h.Stale()
+				to := trumpet.EventID{Position: test.to, Tag: uint32(test.to)}
+				h.Rewind(to)
+				second := []trumpet.Event{again(3, "a", 1)}
+				give(h, second...)
+
+				p.expectEvents(t, expected(events[:test.given], test.topics...))
+				if m := p.mustNext(t); string(m.Data) != `"hello"` {
+					t.Fatalf("got %+v", m)
+				}
+				p.expect(t, "stale")
+				p.expectVerdict(t, to, test.concerned)
+				p.expectEvents(t, expected(second, test.topics...))
+				p.hangUp()
+			})
+		}
+	}
+}
+
+// A laggard behind two rewinds is told of each, and by the older one's standing ids not more
+// than what stands.
+func TestTwoRewindsWhileLagging(t *testing.T) {
+	t.Parallel()
+	h := start(t, Config{MaxLag: 2 * limit})
+	p := newPeer(t, h, Client{Format: wire.SSE, Topics: []string{"a"}}, true)
+	p.expect(t, "ready")
+	events := []trumpet.Event{event(1, 0, "a", false, 1), event(2, 0, "b", false, 1), event(3, 0, "a", false, 1<<20), event(4, 0, "b", false, 1)}
+	give(h, events...)
+	eventually(t, "lagging", func() bool { return h.Stats().Lagging == 1 })
+	h.Rewind(events[2].ID) // only what it is not on
+	give(h, again(4, "b", 1))
+	h.Rewind(events[1].ID) // what it is being given
+	p.expectEvents(t, expected(events, "a"))
+	p.expectVerdict(t, events[1].ID, false)
+	p.expectVerdict(t, events[1].ID, true)
+	p.hangUp()
+}
+
+// A shard that stands in what was lost goes on over the lost nodes, and comes to the rewind.
+func TestRewindFromWithinLostNodes(t *testing.T) {
+	t.Parallel()
+	h, s := still(t, 0)
+	h.Live()
+	p := newPeer(t, h, Client{Format: wire.SSE, Topics: []string{"a"}}, false)
+	quiet := newPeer(t, h, Client{Format: wire.WebSocket, Topics: []string{"b"}}, false)
+	for s.step() {
+	}
+	one, two, three := event(1, 0, "a", false, 1), event(2, 0, "a", false, 1), event(3, 0, "a", false, 1)
+	give(h, one, two)
+	for s.step() {
+	}
+	give(h, three)
+	h.Rewind(one.ID)
+	// It comes to a shard that stands in the void: it is ready where that has an end.
+	late := newPeer(t, h, Client{Format: wire.SSE, Topics: []string{"a"}, Resume: true, Since: one.ID}, false)
+	fresh := newPeer(t, h, Client{Format: wire.SSE, Topics: []string{"a"}}, false)
+	eventually(t, "all are live", func() bool {
+		for s.step() {
+		}
+		return late.conn.state == live && fresh.conn.state == live
+	})
+	p.expect(t, "ready")
+	quiet.expect(t, "ready")
+	p.expectEvents(t, expected([]trumpet.Event{one, two, three}, "a"))
+	p.expectVerdict(t, one.ID, true)
+	quiet.expectVerdict(t, one.ID, false)
+	late.expectVerdict(t, one.ID, false)
+	if m := fresh.expect(t, "ready"); m.Resumed || m.ID != one.ID.String() {
+		t.Errorf("got %+v", m)
+	}
+	give(h, again(2, "a", 1))
+	for s.step() {
+	}
+	for _, q := range []*peer{p, late, fresh} {
+		q.expectEvents(t, expected([]trumpet.Event{again(2, "a", 1)}, "a"))
+		_ = q.far.Close()
+	}
+	_ = quiet.far.Close()
+	for s.step() || len(s.conns) > 0 {
+	}
+}
+
+// A client in the middle of a resume whose place is lost is refused, and told once.
+func TestRewindDuringAResumeFromTheLog(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		since, to int64
+		reset     string
+	}{
+		"its id is lost":               {4, 3, "unknown"},
+		"its id stands, its page not":  {2, 3, ""},
+		"its id stands as what is new": {3, 3, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := start(t, Config{RingEvents: 1, Patience: limit})
+			log := &fakeLog{page: 2, gate: make(chan struct{})}
+			h.UseLog(log)
+			var events []trumpet.Event
+			for i := range int64(8) {
+				events = append(events, event(i+1, 0, "a", false, 1))
+			}
+			give(h, events...)
+			log.add(events, events[7].ID)
+			since := trumpet.EventID{Position: test.since, Tag: uint32(test.since)}
+			p := newPeer(t, h, Client{Format: wire.SSE, Topics: []string{"a"}, Resume: true, Since: since}, false)
+			eventually(t, "reading", func() bool { return log.now.Load() == 1 })
+			to := trumpet.EventID{Position: test.to, Tag: uint32(test.to)}
+			log.rewind(to)
+			h.Rewind(to)
+			second := []trumpet.Event{again(4, "a", 1), again(5, "a", 1)}
+			give(h, second...)
+			log.add(second, second[1].ID)
+			close(log.gate)
+			if test.reset != "" {
+				if m := p.expect(t, "reset"); m.Reason != test.reset {
+					t.Fatalf("got %+v", m)
+				}
+			} else {
+				p.expectEvents(t, expected(append(events[test.since:test.to:test.to], second...), "a"))
+			}
+			if m := p.expect(t, "ready"); m.Resumed != (test.reset == "") || m.ID != second[1].ID.String() {
+				t.Fatalf("got %+v", m)
+			}
+			third := []trumpet.Event{again(6, "a", 1)}
+			give(h, third...)
+			p.expectEvents(t, expected(third, "a"))
+			p.hangUp()
+		})
+	}
+}
+
+// Pages that were read before a rewind are not given after it.
+func TestRewindVoidsPages(t *testing.T) {
+	t.Parallel()
+	h := start(t, Config{RingEvents: 1, Patience: limit})
+	log := &fakeLog{page: 3}
+	log.add(nil, trumpet.EventID{})
+	h.UseLog(log)
+	var events []trumpet.Event
+	for i := range int64(8) {
+		events = append(events, event(i+1, 0, "a", false, 1))
+	}
+	give(h, events...)
+	log.add(events, events[7].ID)
+	resume := func(want []trumpet.Event) {
+		t.Helper()
+		p := newPeer(t, h, Client{Format: wire.SSE, Topics: []string{"a"}, Resume: true}, false)
+		p.expectEvents(t, expected(want, "a"))
+		if m := p.expect(t, "ready"); !m.Resumed {
+			t.Fatalf("got %+v", m)
+		}
+		p.hangUp()
+	}
+	resume(events)
+	to := events[3].ID
+	log.rewind(to)
+	h.Rewind(to)
+	second := []trumpet.Event{again(5, "a", 1), again(6, "a", 1)}
+	give(h, second...)
+	log.add(second, second[1].ID)
+	resume(append(events[:4:4], second...))
+}
+
+// past knows what each id stands for: the events that led to it.
+type past struct {
+	mu   sync.Mutex
+	upTo map[trumpet.EventID][]trumpet.Event
+}
+
+func (p *past) of(id trumpet.EventID, topics []string) []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var out []string
+	for _, e := range p.upTo[id] {
+		if slices.Contains(topics, e.Topic) {
+			out = append(out, e.ID.String())
+		}
+	}
+	return out
+}
+
+// believer is a client that keeps what it takes for the truth, comes back wherever it was
+// cut off, and believes what it is told.
+type believer struct {
+	past   *past
+	topics []string
+	exact  bool // the hub remembers all that it gave
+	view   []string
+	lastID string
+}
+
+// hear takes one message, and reports what is wrong with it.
+func (b *believer) hear(m message) error {
+	id, err := trumpet.ParseEventID(m.ID)
+	if m.ID != "" && err != nil {
+		return err
+	}
+	switch m.Type {
+	case "":
+		b.view = append(b.view, m.ID)
+	case "reset":
+		if b.exact && m.Reason == "lost" && slices.Equal(b.view, b.past.of(id, b.topics)) {
+			return fmt.Errorf("got %+v, but nothing was lost", m)
+		}
+		b.view = b.past.of(id, b.topics)
+	case "ready", "ping":
+		stands := b.past.of(id, b.topics)
+		if m.Type == "ready" && !m.Resumed {
+			b.view = stands
+		}
+		if !slices.Equal(b.view, stands) {
+			return fmt.Errorf("got %+v, which stands for %v, having %v", m, stands, b.view)
+		}
+	default:
+		return nil
+	}
+	b.lastID = m.ID
+	return nil
+}
+
+// Whatever comes and is lost, and wherever clients are cut off and come back: at every ready
+// and ping a client has what the id stands for, and nothing is reset without need.
+func TestRewindsLeaveEveryClientWithTheTruth(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		seed := rapid.Uint64().Draw(t, "seed")
+		r := rand.New(rand.NewPCG(seed, 0))
+		config := Config{
+			RingEvents: rapid.SampledFrom([]int{8, 60, 10_000}).Draw(t, "ring"), Shards: 2, Patience: limit, MaxLag: 2 * limit,
+			Ping: 100 * time.Millisecond, turns: rapid.SampledFrom([]int{1, 3, 128}).Draw(t, "turns"), farewell: limit,
+			LogBytes: rapid.SampledFrom([]int64{1, 20_000, 64 << 20}).Draw(t, "log bytes"),
+		}
+		size := rapid.SampledFrom([]int{0, 50, 20_000}).Draw(t, "size")
+		steps := rapid.SliceOfN(rapid.IntRange(0, 9), 1, 60).Draw(t, "steps")
+
+		log := &fakeLog{page: rapid.IntRange(1, 20).Draw(t, "page")}
+		log.add(nil, trumpet.EventID{})
+		h, err := New(config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer h.Close()
+		h.UseLog(log)
+		truth := &past{upTo: map[trumpet.EventID][]trumpet.Event{{}: nil}}
+		h.Reset(trumpet.EventID{})
+		h.Live()
+
+		end := "" // the last event's id, once it is known
+		var mu sync.Mutex
+		over := func(b *believer) bool {
+			mu.Lock()
+			defer mu.Unlock()
+			return end != "" && slices.Contains(b.view, end)
+		}
+		var work sync.WaitGroup
+		failures := make(chan error, 8)
+		for i := range 8 {
+			b := &believer{past: truth, topics: append([]string{"end"}, topicChoices[i%len(topicChoices)]...), exact: config.RingEvents > 1000}
+			random := rand.New(rand.NewPCG(seed, uint64(i)))
+			connect := func() *peer {
+				client := Client{Format: wire.Format(i % 2), Topics: b.topics}
+				if b.lastID != "" {
+					client.Resume, client.Since = true, mustParse(t, b.lastID)
+				}
+				return newPeer(t, h, client, i < 4)
+			}
+			p := connect()
+			work.Go(func() {
+				defer func() { p.hangUp() }()
+				for !over(b) {
+					m, err := p.next()
+					p.conn.Heard()
+					ended := m.Type == "error" || m.opcode == 8 || random.IntN(40) == 0
+					if err == nil && !ended && m.opcode < 8 {
+						err = b.hear(m)
+					}
+					if err != nil {
+						failures <- fmt.Errorf("client %d: %w", i, err)
+						return
+					}
+					if ended { // or it hangs up by itself
+						p.hangUp()
+						p = connect()
+					}
+				}
+			})
+		}
+
+		var events []trumpet.Event // what stands
+		position, tag := int64(0), uint32(0)
+		add := func(topic string, rows int) {
+			var some []trumpet.Event
+			position++
+			tag++
+			for o := range rows {
+				e := event(position, int32(o), topic, o < rows-1, r.IntN(size+1))
+				e.ID.Tag = tag
+				some = append(some, e)
+			}
+			truth.mu.Lock()
+			for _, e := range some {
+				events = append(events, e)
+				truth.upTo[e.ID] = events
+			}
+			truth.mu.Unlock()
+			log.add(some, last(some))
+			h.Append(some, last(some))
+		}
+		for _, step := range steps {
+			switch {
+			case step == 0 && len(events) > 0:
+				keep := len(events) - r.IntN(min(len(events), 20)+1)
+				for keep > 0 && keep < len(events) && events[keep-1].More {
+					keep--
+				}
+				to := trumpet.EventID{}
+				if keep > 0 {
+					to = events[keep-1].ID
+				}
+				events = slices.Clone(events[:keep])
+				position = to.Position
+				log.rewind(to)
+				h.Rewind(to)
+			case step == 1:
+				h.Append([]trumpet.Event{{Topic: "raw", Op: trumpet.OpBroadcast, Data: []byte("1")}}, h.Stats().Head)
+			case step == 2:
+				h.Stale()
+				h.Live()
+			default:
+				for range 1 + r.IntN(5) {
+					add(string(rune('a'+r.IntN(3))), 1+r.IntN(3))
+				}
+			}
+		}
+		mu.Lock()
+		position++
+		tag++
+		last := event(position, 0, "end", false, 1)
+		last.ID.Tag = tag
+		end = last.ID.String()
+		truth.mu.Lock()
+		events = append(events, last)
+		truth.upTo[last.ID] = events
+		truth.mu.Unlock()
+		mu.Unlock()
+		log.add([]trumpet.Event{last}, last.ID)
+		h.Append([]trumpet.Event{last}, last.ID)
+		work.Wait()
+		close(failures)
+		for err := range failures {
+			t.Fatal(err)
+		}
+	})
+}

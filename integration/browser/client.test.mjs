@@ -158,7 +158,7 @@ for (const transport of ['websocket', 'sse']) {
   test(`${transport}: silence for 40 s reconnects, a ping counts as a word`, () => {
     start({ transport });
     live();
-    pass(25_000);
+    pass(15_000);
     last().say({ type: 'ping', id: id(10), at: '' });
     pass(39_999);
     assert.equal(connection.state, 'live');
@@ -341,6 +341,44 @@ test('reset: half a transaction is void, and live begins at its id', () => {
   last().say(event(id(4)));
   assert.equal(connection.lastId, id(4));
   assert.deepEqual(seen.events, [id(51), id(8), id(4)]);
+});
+
+for (const transport of ['websocket', 'sse']) {
+  test(`${transport}: the log lost its tail: ready comes again and sets the last id back`, () => {
+    const seen = start({ transport });
+    live(id(10));
+    last().say(event(id(11)));
+    last().say({ type: 'ping', id: id(20), at: '' });
+    last().say(ready(id(12, 0, 'aaaaaaaa'), true)); // not one of ours was lost
+    assert.equal(connection.lastId, id(12, 0, 'aaaaaaaa'));
+    assert.equal(connection.state, 'live');
+    last().say(event(id(13, 0, 'bbbbbbbb'))); // lower than the ping, and news
+    last().say(event(id(14, 0, 'bbbbbbbb'), true));
+    last().say({ type: 'reset', id: id(13, 0, 'bbbbbbbb'), reason: 'lost' });
+    last().say(ready(id(13, 0, 'bbbbbbbb'), false));
+    last().say(event(id(14, 0, 'cccccccc')));
+    assert.deepEqual(seen.events, [id(11), id(13, 0, 'bbbbbbbb'), id(14, 0, 'bbbbbbbb'), id(14, 0, 'cccccccc')]);
+    assert.deepEqual(seen.transactions, [[id(11)], [id(13, 0, 'bbbbbbbb')], [id(14, 0, 'cccccccc')]]);
+    assert.deepEqual(seen.ready.map((r) => r.resumed), [false, true, false]);
+    assert.deepEqual(seen.resets, ['lost']);
+    last().drop();
+    pass(250);
+    assert.equal(last().since, id(14, 0, 'cccccccc'));
+  });
+}
+
+test('backoff: a ready that comes again does not end a healthy spell', () => {
+  const seen = start();
+  for (let i = 0; i < 4; i++) {
+    last().drop();
+    pass(15_000);
+  }
+  live();
+  pass(9_000);
+  last().say(ready(id(9), true));
+  pass(1_000);
+  last().drop();
+  assert.equal(seen.infos.at(-1).retryIn, 250);
 });
 
 test('stale and live follow the worker', () => {

@@ -14,17 +14,22 @@ const (
 	// wheelSlots is how many parts a ping interval has; in each, a part of the
 	// connections has its turn.
 	wheelSlots = 25
-	// A WebSocket's client that vanishes is ended at the second of its turns from then on: at
-	// the first it is pinged, at the next it has not answered. With an interval of 15 s and
-	// 25 slots that is after at most 2 × 15 s + 0.6 s; the last words and hanging up take
-	// 2 s at most. One that vanishes while events come is noticed by the kernel, 15 s after
-	// the first byte that is not acknowledged, or has a drainer by then, which ends it
-	// Config.MaxLag later: 15 s + 20 s + 0.5 s + 2 s. Either way its place is free within 40 s.
 	// departureTick is how often some clients are sent away while all are.
 	departureTick = 20 * time.Millisecond
 )
 
 // wheel is all timers of a shard: each live connection has its turn once an interval.
+//
+// The place of a client that vanished without a word is free within 40 s:
+//
+//   - A WebSocket is pinged at its turn and ended at the next one if nothing was heard since.
+//     A client that vanishes right after its answer is ended two turns after that:
+//     2 × 15 s + a slot of 0.6 s, + 1 s for the close frame + 1 s to hang up < 33 s.
+//   - An SSE client is pinged within 15.6 s, and the kernel gives a connection up when it
+//     acknowledged nothing for 15 s (TCP_USER_TIMEOUT, package socket): < 31 s.
+//   - Where events go on, the same 15 s begin with the first that is not acknowledged. If the
+//     socket's buffers are full before, a drainer waits, which the kernel leaves more time;
+//     it ends the connection after MaxLag: 15 s + 20 s + 0.5 s + 2 s < 38 s.
 type wheel struct {
 	tick  time.Duration
 	slots [wheelSlots][]*Conn

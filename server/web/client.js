@@ -32,7 +32,7 @@
  * @property {string} [since] go on after this id
  * @property {(event: TrumpetEvent) => void} [onEvent]
  * @property {(events: TrumpetEvent[]) => void} [onTransaction] once whole
- * @property {(ready: Ready) => void} [onReady] if not resumed: fetch your state now
+ * @property {(ready: Ready) => void} [onReady] if not resumed: fetch your state now; may come again
  * @property {(reset: Reset) => void} [onReset] events are missing: fetch your state anew
  * @property {(state: State, info: StateInfo) => void} [onState]
  */
@@ -48,7 +48,7 @@
 
 const BASE = 500, CAP = 15_000; // backoff, ms
 const HEALTHY = 10_000; // live for so long: the backoff begins anew
-const OPENING = 15_000, QUIET = 40_000; // a worker pings every 25 s
+const OPENING = 15_000, QUIET = 40_000; // a worker pings every 15 s
 
 /**
  * True if `id` does not come after `last`. The tag of a position differs only in
@@ -141,9 +141,9 @@ export function connect(options) {
         }
         break;
       case 'ready':
-        lastId = m.id;
+        lastId = m.id; // may go back: what the log lost is gone, and its positions come again
         worker = m.worker;
-        readyAt = heard;
+        readyAt ||= heard;
         if (m.resumed) flush();
         else open = [];
         set(stale ? 'stale' : 'live');

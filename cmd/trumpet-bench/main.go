@@ -4,6 +4,7 @@
 //	writes   what watching a table costs its writers: pgbench on an unwatched table, on one with a bare
 //	         pg_notify trigger, and on a watched one, with workers attached
 //	latency  how long after a commit a WebSocket client has the event
+//	resume   what it takes that many clients come back at once, far behind
 //
 // It starts a private Postgres and real workers, and waits for all of them at the end.
 package main
@@ -36,7 +37,7 @@ func main() {
 
 func run(ctx context.Context, args []string) error {
 	if len(args) == 0 {
-		return errors.New("say what to measure: writes or latency")
+		return errors.New("say what to measure: writes, latency or resume")
 	}
 	flags := flag.NewFlagSet("trumpet-bench "+args[0], flag.ContinueOnError)
 	binary := flags.String("trumpet", "bin/trumpet", "the trumpet binary")
@@ -55,8 +56,16 @@ func run(ctx context.Context, args []string) error {
 			return err
 		}
 		return measureLatency(ctx, *binary, *clients, *rate, *seconds)
+	case "resume":
+		clients := flags.Int("clients", 2000, "clients that come back at once, half of them WebSockets")
+		events := flags.Int("events", 50_000, "how many events they have missed")
+		settle := flags.Duration("settle", 45*time.Second, "how long after they have left the worker's memory is read")
+		if err := flags.Parse(args[1:]); err != nil {
+			return err
+		}
+		return measureResume(ctx, *binary, *clients, *events, *settle)
 	}
-	return fmt.Errorf("%q is not measured: writes and latency are", args[0])
+	return fmt.Errorf("%q is not measured: writes, latency and resume are", args[0])
 }
 
 // bench is a private server with the schema and the tables.

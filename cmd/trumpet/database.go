@@ -52,6 +52,8 @@ func (d *databaseFlags) connect(ctx context.Context, command string) (*pgx.Conn,
 		return nil, err
 	}
 	config.RuntimeParams["application_name"] = "trumpet " + command
+	// No prepared statements: through a pooler they would stay behind in sessions of others.
+	config.DefaultQueryExecMode = pgx.QueryExecModeExec
 	conn, err := pgx.ConnectConfig(ctx, config)
 	if err != nil {
 		return nil, explainConnect(config, err)

@@ -1,7 +1,7 @@
 // Package postgres starts private Postgres servers for the demo and for tests.
 //
 // A server listens on loopback and on a Unix socket in its own directory, asks for a
-// random password on both, and ends with the process that started it, even when that is
+// random password on both, may have streaming standbys, and ends with the process that started it, even when that is
 // killed: a shell stands between the two and waits at a pipe that only the death of the
 // starter can close. As root the server runs as the user postgres or nobody, because
 // Postgres refuses to run as root.
@@ -19,6 +19,7 @@ import (
 	"net"
 	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -45,6 +46,12 @@ type Options struct {
 	Settings map[string]string
 	// Port is the TCP port on 127.0.0.1; 0 lets the kernel choose.
 	Port int
+	// ListenAddresses are addresses to listen on beside 127.0.0.1. Hosts of the same network get
+	// in, with the password.
+	ListenAddresses []string
+	// Wrap changes the command that runs the server before it is started, as by putting it into a
+	// network namespace; nil leaves it as it is.
+	Wrap func(*exec.Cmd)
 	// Bindir holds initdb and postgres; empty means what FindBindir finds.
 	Bindir string
 	// Logger hears of starts and stops; nil means nobody.
@@ -69,6 +76,11 @@ type Server struct {
 // Start makes a server, or starts again the one that Options.Dir holds, and returns
 // when it answers. The caller calls Close.
 func Start(ctx context.Context, options Options) (*Server, error) {
+	return start(ctx, options, nil)
+}
+
+// start makes a server, or a standby of primary.
+func start(ctx context.Context, options Options, primary *Server) (*Server, error) {
 	logger := options.Logger
 	if logger == nil {
 		logger = slog.New(slog.DiscardHandler)
@@ -89,17 +101,17 @@ func Start(ctx context.Context, options Options) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{options: options, version: version, port: options.Port, owner: owner, logger: logger}
-	if err := s.prepare(ctx); err != nil {
+	if err := s.prepare(ctx, primary); err != nil {
 		return nil, errors.Join(err, s.removeTemporary())
 	}
-	if err := s.start(ctx); err != nil {
+	if err := s.run(ctx); err != nil {
 		return nil, errors.Join(err, s.removeTemporary())
 	}
 	return s, nil
 }
 
 // prepare makes the directory and what is in it, unless all that is there.
-func (s *Server) prepare(ctx context.Context) error {
+func (s *Server) prepare(ctx context.Context, primary *Server) error {
 	if err := s.makeDir(); err != nil {
 		return err
 	}
@@ -116,20 +128,50 @@ func (s *Server) prepare(ctx context.Context) error {
 			return fmt.Errorf("read password: %w", err)
 		}
 		s.password = strings.TrimSpace(string(password))
-		return nil
+		return s.admitNeighbours()
 	case !errors.Is(err, os.ErrNotExist):
 		return fmt.Errorf("open %s: %w", s.dir, err)
 	}
 	s.password = rand.Text()[:16]
+	if primary != nil {
+		s.password = primary.password // it is in what is copied
+	}
 	if err := os.WriteFile(passwordFile, []byte(s.password+"\n"), 0o600); err != nil {
 		return fmt.Errorf("write password: %w", err)
 	}
 	if err := s.owner.give(passwordFile); err != nil {
 		return err
 	}
-	if err := s.initdb(ctx, passwordFile); err != nil {
+	if primary != nil {
+		err = s.copyFrom(ctx, primary)
+	} else {
+		err = s.initdb(ctx, passwordFile)
+	}
+	if err != nil {
 		// The directory is as it was, so that it can be tried again.
 		return errors.Join(err, os.Remove(passwordFile))
+	}
+	return s.admitNeighbours()
+}
+
+// neighbours is the line of pg_hba.conf that lets hosts of the same network in.
+const neighbours = "host all all samenet scram-sha-256\n"
+
+// admitNeighbours lets in who comes to the addresses beside 127.0.0.1.
+func (s *Server) admitNeighbours() error {
+	if len(s.options.ListenAddresses) == 0 {
+		return nil
+	}
+	path := filepath.Join(s.data(), "pg_hba.conf")
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return fmt.Errorf("read pg_hba.conf: %w", err)
+	}
+	if strings.Contains(string(text), neighbours) {
+		return nil
+	}
+	if err := os.WriteFile(path, append(text, neighbours...), 0o600); err != nil { // its owner stays
+		return fmt.Errorf("write pg_hba.conf: %w", err)
 	}
 	return nil
 }
@@ -168,8 +210,8 @@ func (s *Server) makeDir() error {
 	return nil
 }
 
-// start runs the server and waits until it answers.
-func (s *Server) start(ctx context.Context) error {
+// run runs the server and waits until it answers.
+func (s *Server) run(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	chosen := s.port != 0 // by the caller, or by an earlier start: clients know it
@@ -223,7 +265,7 @@ func (s *Server) SocketURL(database string) string {
 
 // Exec runs SQL, also several statements, in a database.
 func (s *Server) Exec(ctx context.Context, database, sql string) error {
-	conn, err := pgx.Connect(ctx, s.URL(database))
+	conn, err := pgx.Connect(ctx, s.SocketURL(database))
 	if err != nil {
 		return fmt.Errorf("connect to private postgres: %w", err)
 	}
@@ -296,7 +338,7 @@ func (s *Server) Restart(ctx context.Context) error {
 	if err := s.Stop(ctx); err != nil {
 		return err
 	}
-	return s.start(ctx)
+	return s.run(ctx)
 }
 
 // Done is closed when the server that runs now has ended, by itself too. It is nil while

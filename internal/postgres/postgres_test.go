@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
@@ -156,6 +157,79 @@ func TestStartRefuses(t *testing.T) {
 		} else if !strings.Contains(err.Error(), test.want) {
 			t.Errorf("%s: %v, want %q in it", name, err, test.want)
 		}
+	}
+}
+
+func TestListenAddressesAskForThePassword(t *testing.T) {
+	t.Parallel()
+	server := start(t, postgres.Options{ListenAddresses: []string{"127.0.0.2"}})
+	there := strings.Replace(server.URL("postgres"), "127.0.0.1", "127.0.0.2", 1)
+	if got := count(t, there, "select 1"); got != 1 {
+		t.Errorf("got %d", got)
+	}
+	password := regexp.MustCompile(`:[^:@]+@`)
+	if conn, err := pgx.Connect(t.Context(), password.ReplaceAllString(there, ":guessed@")); err == nil {
+		_ = conn.Close(t.Context())
+		t.Error("it lets in with any password")
+	}
+	if err := server.Restart(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	count(t, there, "select 1")
+}
+
+func TestStandby(t *testing.T) {
+	t.Parallel()
+	primary := start(t, postgres.Options{})
+	if err := primary.Exec(t.Context(), "postgres", "create table bell (id int); insert into bell values (1)"); err != nil {
+		t.Fatal(err)
+	}
+	standby, err := primary.Standby(t.Context(), postgres.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := standby.Close(context.WithoutCancel(t.Context())); err != nil {
+			t.Error(err)
+		}
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	// What comes by streaming, and after the standby was away.
+	for n := 2; n < 4; n++ {
+		if err := primary.Exec(t.Context(), "postgres", "insert into bell values (2)"); err != nil {
+			t.Fatal(err)
+		}
+		for count(t, standby.URL("postgres"), "select count(*) from bell") < n {
+			if ctx.Err() != nil {
+				t.Fatal("the standby does not follow")
+			}
+		}
+		if err := standby.Restart(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := standby.Exec(t.Context(), "postgres", "insert into bell values (3)"); err == nil {
+		t.Error("the standby takes writes before it is promoted")
+	}
+	if err := primary.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if err := standby.Promote(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := standby.Exec(t.Context(), "postgres", "insert into bell values (4)"); err != nil {
+		t.Error(err)
+	}
+	// The old primary comes back as if nothing had happened.
+	if err := primary.Restart(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := count(t, primary.URL("postgres"), "select count(*) from bell"); got != 3 {
+		t.Errorf("the old primary has %d rows, want 3", got)
+	}
+	if got := count(t, standby.URL("postgres"), "select count(*) from bell"); got != 4 {
+		t.Errorf("the new primary has %d rows, want 4", got)
 	}
 }
 

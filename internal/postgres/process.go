@@ -149,6 +149,9 @@ func (s *Server) spawn() (*process, error) {
 	cmd.Dir, cmd.SysProcAttr, cmd.Env = "/", s.owner.attributes(), cleanEnvironment()
 	cmd.ExtraFiles = []*os.File{end} // descriptor 3
 	cmd.Stderr = log
+	if s.options.Wrap != nil {
+		s.options.Wrap(cmd)
+	}
 	stdout, err := cmd.StdoutPipe()
 	if err != nil {
 		lifeline.Close()
@@ -177,7 +180,7 @@ func (s *Server) spawn() (*process, error) {
 // settings are the parameters of a small server, and what the caller says.
 func (s *Server) settings() map[string]string {
 	settings := map[string]string{
-		"listen_addresses":        "127.0.0.1",
+		"listen_addresses":        strings.Join(append([]string{"127.0.0.1"}, s.options.ListenAddresses...), ","),
 		"shared_buffers":          "32MB",
 		"max_connections":         "100",
 		"unix_socket_permissions": "0700",

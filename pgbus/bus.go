@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/trumpet-realtime/trumpet"
+	"github.com/trumpet-realtime/trumpet/sql"
 )
 
 // Sink takes what the bus hears. All calls come from one goroutine, and none may block on
@@ -202,7 +203,15 @@ func (b *Bus) connConfig(role string, validate pgconn.ValidateConnectFunc) *pgx.
 				return err
 			}
 		}
-		return validate(ctx, conn)
+		if err := validate(ctx, conn); err != nil {
+			return err
+		}
+		// Before anything is set in a session that is not ours alone.
+		return sql.CheckSession(ctx, conn, func(ctx context.Context) (*pgconn.PgConn, error) {
+			once := b.conn.Copy()
+			once.RuntimeParams["application_name"] = "trumpet check " + b.config.Worker
+			return pgconn.ConnectConfig(ctx, &once.Config)
+		})
 	}
 	return c
 }

@@ -30,9 +30,8 @@ type head struct {
 // crowded reports whether the sequencer does not notify: trumpet.sequence has the same bound.
 func (h head) crowded() bool { return h.queue > 0.5 }
 
-// errPooler is what a start ends with when a pooler gives each statement another session.
-var errPooler = errors.New("notifications do not arrive on the session that listens: " +
-	"a pooler in transaction mode stands between; connect to Postgres itself, or to a pool in session mode")
+// errPooler is for a pooler that hides from sql.CheckSession.
+var errPooler = fmt.Errorf("notifications do not arrive on the session that listens: %w", sql.ErrSharedSession)
 
 // roleWorker is in the application_name of every listening session of a worker: Ask counts them.
 const roleWorker = "listen"
@@ -46,7 +45,8 @@ const echoTimeout = 5 * time.Second
 // listen keeps one listening session up until ctx ends.
 func (b *Bus) listen(ctx context.Context) error {
 	var pause backoff
-	everUp, failed := false, false // failed: the attempt before
+	everUp := false
+	failed, hopeless := false, false // the attempt before; hopeless: only a person can mend it
 	for {
 		began := time.Now()
 		up, err := b.session(ctx)
@@ -59,19 +59,20 @@ func (b *Bus) listen(ctx context.Context) error {
 			b.status.reconnects.Add(1)
 			b.cutAfter(err)
 		}
-		if !everUp && (!mendable(err) || errors.Is(err, sql.ErrSchema) || errors.Is(err, errPooler)) {
+		mend := !mendable(err) || errors.Is(err, sql.ErrSchema) || errors.Is(err, sql.ErrSharedSession)
+		if mend && !everUp {
 			return fmt.Errorf("connect to Postgres: %w", err)
 		}
 		wait := pause.next(time.Since(began))
 		switch {
 		case up:
 			b.log.Warn("listening session lost, connecting again", "error", err)
-		case !failed:
+		case !failed || mend && !hopeless:
 			b.log.Warn("cannot listen to Postgres, trying again", "error", err)
 		default:
 			b.log.Debug("cannot listen to Postgres, trying again", "error", err, "pause", wait)
 		}
-		failed = !up
+		failed, hopeless = !up, mend
 		if err := sleep(ctx, wait); err != nil {
 			return err
 		}

@@ -28,7 +28,7 @@ func TestHelp(t *testing.T) {
 	t.Parallel()
 	for _, name := range []string{
 		"trumpet", "trumpet serve", "trumpet demo", "trumpet migrate", "trumpet migrate up", "trumpet migrate down", "trumpet migrate status",
-		"trumpet migrate print", "trumpet watch", "trumpet unwatch", "trumpet broadcast", "trumpet tail", "trumpet version",
+		"trumpet migrate print", "trumpet watch", "trumpet unwatch", "trumpet broadcast", "trumpet tail", "trumpet doctor", "trumpet version",
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -1,57 +1,34 @@
 package integration
 
 import (
-	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"net/http"
-	"net/url"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/coder/websocket"
+
+	"github.com/trumpet-realtime/trumpet/internal/trumpettest"
 )
 
 // message is what a client gets: an event, or, with a type, a control message.
 type message struct {
-	ID        string          `json:"id"`
-	Topic     string          `json:"topic"`
-	Op        string          `json:"op"`
-	At        time.Time       `json:"at"`
-	Key       json.RawMessage `json:"key"`
-	New       json.RawMessage `json:"new"`
-	Old       json.RawMessage `json:"old"`
-	Data      json.RawMessage `json:"data"`
-	Statement string          `json:"statement"`
-	Rows      int64           `json:"rows"`
-	More      bool            `json:"more"`
-
-	Type    string   `json:"type"`
-	Resumed bool     `json:"resumed"`
-	Reason  string   `json:"reason"`
-	Worker  string   `json:"worker"`
-	Code    string   `json:"code"`
-	Message string   `json:"message"`
-	Retry   *bool    `json:"retry"`
-	Topics  []string `json:"topics"`
-
+	trumpettest.Message
 	text string // as it came
 	name string // SSE: the event's name
 	last string // SSE: its id field
 }
 
-func (m message) isEvent() bool { return m.Type == "" }
+func (m message) isEvent() bool { return m.IsEvent() }
 
-type transport string
+type transport = trumpettest.Transport
 
 const (
-	webSocket transport = "websocket"
-	sse       transport = "sse"
+	webSocket = trumpettest.WebSocket
+	sse       = trumpettest.SSE
 )
 
 var transports = []transport{webSocket, sse}
@@ -84,66 +61,30 @@ type client struct {
 func dial(t *testing.T, w *worker, d dialling) *client {
 	t.Helper()
 	c := &client{name: fmt.Sprintf("%s on %s", d.transport, w.name), changed: make(chan struct{}), ended: make(chan struct{})}
-	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
-	c.end = cancel
-	query := url.Values{}
-	if d.topics != "" {
-		query.Set("topics", d.topics)
-	}
-	if d.since != "" {
-		query.Set("since", d.since)
-	}
-	path := map[transport]string{webSocket: "/ws", sse: "/api/stream"}[d.transport]
-	if d.path != "" {
-		path = d.path
-	}
-	target := w.url(path + "?" + query.Encode())
-	opening, opened := context.WithTimeout(ctx, patience)
+	opening, opened := context.WithTimeout(t.Context(), patience)
 	defer opened()
-	var read func(context.Context)
-	switch d.transport {
-	case webSocket:
-		conn, _, err := websocket.Dial(opening, target, nil)
-		if err != nil {
-			cancel()
-			t.Fatalf("%s: %v", c.name, err)
-		}
-		conn.SetReadLimit(-1)
-		read = func(ctx context.Context) { c.readWebSocket(ctx, conn) }
-	case sse:
-		request, err := http.NewRequestWithContext(ctx, http.MethodGet, target, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		request.Header.Set("Accept", "text/event-stream")
-		if d.lastEventID != "" {
-			request.Header.Set("Last-Event-ID", d.lastEventID)
-		}
-		response, err := streams.Do(request)
-		if err != nil {
-			cancel()
-			t.Fatalf("%s: %v", c.name, err)
-		}
-		if response.StatusCode != http.StatusOK || response.Header.Get("Content-Type") != "text/event-stream" {
-			t.Fatalf("%s: status %d, %s", c.name, response.StatusCode, response.Header.Get("Content-Type"))
-		}
+	subscriber, err := trumpettest.Dial(opening, w.addr, trumpettest.Dialling{
+		Transport: d.transport, Topics: d.topics, Since: d.since, LastEventID: d.lastEventID, Path: d.path,
+	})
+	if err != nil {
+		t.Fatalf("%s: %v", c.name, err)
+	}
+	if d.transport == sse {
 		for header, want := range map[string]string{"X-Accel-Buffering": "no", "Cache-Control": "no-store, no-transform"} {
-			if got := response.Header.Get(header); got != want {
+			if got := subscriber.Header.Get(header); got != want {
 				t.Errorf("%s: header %s is %q, want %q", c.name, header, got, want)
 			}
 		}
-		read = func(context.Context) { c.readSSE(response.Body) }
 	}
+	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
+	c.end = cancel
 	go func() {
 		defer close(c.ended)
-		read(ctx)
+		c.read(ctx, subscriber)
 	}()
 	t.Cleanup(c.drop)
 	return c
 }
-
-// streams has no connection that outlives its request.
-var streams = &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DisableCompression: true}}
 
 // drop cuts the connection without a farewell.
 func (c *client) drop() {
@@ -159,66 +100,25 @@ func (c *client) change(f func()) {
 	c.changed = make(chan struct{})
 }
 
-func (c *client) take(text, name, last string) {
-	m := message{text: text, name: name, last: last}
-	err := json.Unmarshal([]byte(text), &m)
-	c.change(func() {
-		if err != nil {
-			c.broken = append(c.broken, fmt.Sprintf("not JSON: %v: %.200s", err, text))
-		}
-		c.messages = append(c.messages, m)
-	})
-}
-
-func (c *client) readWebSocket(ctx context.Context, conn *websocket.Conn) {
-	defer conn.CloseNow()
+func (c *client) read(ctx context.Context, s *trumpettest.Subscriber) {
+	defer s.Cut()
 	for {
-		kind, data, err := conn.Read(ctx)
+		frame, err := s.Next(ctx)
 		if err != nil {
 			c.change(func() {
-				c.err = err
+				c.err, c.retry, c.broken = err, s.Retry, append(c.broken, s.Broken...)
 				errors.As(err, &c.close)
 			})
 			return
 		}
-		if kind != websocket.MessageText {
-			c.change(func() { c.broken = append(c.broken, "a binary message") })
-		}
-		c.take(string(data), "", "")
-	}
-}
-
-func (c *client) readSSE(body io.ReadCloser) {
-	defer body.Close()
-	reader := bufio.NewReaderSize(body, 32<<10)
-	var data, name, last string
-	for {
-		line, err := reader.ReadString('\n')
-		if err != nil {
-			c.change(func() { c.err = err })
-			return
-		}
-		line = strings.TrimSuffix(line, "\n")
-		field, value, _ := strings.Cut(line, ":")
-		value = strings.TrimPrefix(value, " ")
-		switch {
-		case line == "":
-			if data != "" {
-				c.take(data, name, last)
+		m, err := frame.Decode()
+		c.change(func() {
+			if err != nil {
+				c.broken = append(c.broken, err.Error())
 			}
-			data, name, last = "", "", ""
-		case field == "data" && data == "":
-			data = value
-		case field == "event":
-			name = value
-		case field == "id":
-			last = value
-		case field == "retry":
-			c.change(func() { c.retry = value })
-		case field == "": // a comment
-		default:
-			c.change(func() { c.broken = append(c.broken, "an unexpected line: "+line) })
-		}
+			c.retry, c.broken, s.Broken = s.Retry, append(c.broken, s.Broken...), nil
+			c.messages = append(c.messages, message{m, frame.Text, frame.Name, frame.ID})
+		})
 	}
 }
 

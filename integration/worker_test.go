@@ -6,17 +6,15 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"net/http"
 	"os"
 	"os/exec"
-	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/trumpet-realtime/trumpet/internal/trumpettest"
 )
 
 // patience is how long a test waits for what must come; it is no measure of speed.
@@ -35,30 +33,15 @@ func run(m *testing.M) int {
 		return 1
 	}
 	defer os.RemoveAll(dir)
-	binary = filepath.Join(dir, "trumpet")
-	build := exec.Command("go", "build", "-race", "-o", binary, "../cmd/trumpet")
-	if out, err := build.CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "build trumpet: %v\n%s", err, out)
+	if binary, err = trumpettest.Build(context.Background(), dir); err != nil {
+		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	go func() {
-		runtime.LockOSThread() // Linux tells children of the end of the thread that started them
-		for start := range starts {
-			start()
-		}
-	}()
 	return m.Run()
 }
 
-// starts are the processes to be started, by one thread that stays to the end.
-var starts = make(chan func())
-
-func startProcess(cmd *exec.Cmd) error {
-	cmd.SysProcAttr = endsWithUs()
-	result := make(chan error)
-	starts <- func() { result <- cmd.Start() }
-	return <-result
-}
+// startProcess starts a process that ends with this one.
+func startProcess(cmd *exec.Cmd) error { return trumpettest.Start(cmd) }
 
 // worker is a process of `trumpet serve`.
 type worker struct {
@@ -99,15 +82,7 @@ func startWorker(t *testing.T, database, name string, flags ...string) *worker {
 }
 
 // cleanEnvironment is this process's environment without what would configure a worker.
-func cleanEnvironment() []string {
-	var clean []string
-	for _, v := range os.Environ() {
-		if !strings.HasPrefix(v, "TRUMPET_") && !strings.HasPrefix(v, "PG") && !strings.HasPrefix(v, "DATABASE_URL=") {
-			clean = append(clean, v)
-		}
-	}
-	return clean
-}
+func cleanEnvironment() []string { return trumpettest.Environment() }
 
 // listensOn reads the port, which the kernel chose, from the worker's log.
 func (w *worker) listensOn(t *testing.T) string {
@@ -138,19 +113,9 @@ func (w *worker) waitReady(t *testing.T) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	poll(ctx, t, "worker "+w.name+" to be ready", func() bool {
-		request, err := http.NewRequestWithContext(ctx, http.MethodGet, w.url("/readyz"), nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		response, err := http.DefaultClient.Do(request)
-		if err != nil {
-			return false
-		}
-		defer response.Body.Close()
-		_, _ = io.Copy(io.Discard, response.Body)
-		return response.StatusCode == http.StatusOK
-	})
+	if err := trumpettest.WaitReady(ctx, w.url("/readyz")); err != nil {
+		t.Fatalf("worker %s: %v", w.name, err)
+	}
 }
 
 // poll asks again and again, for what nobody reports.

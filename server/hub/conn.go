@@ -60,6 +60,7 @@ type Conn struct {
 	cursor cursor
 	rest   []byte // of what was cut, and only read
 	lost   bool   // the drainer ended the connection
+	owed   bool   // it has something that was lost, and is told at the next rewind
 
 	ending atomic.Pointer[trumpet.Ending] // what the drainer is to end with
 }

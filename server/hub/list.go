@@ -77,6 +77,7 @@ type node struct {
 	entries  []entry
 	notice   notice
 	loss     *loss // of a rewind
+	mute     bool  // a rewind that a later one overtook: that one tells
 	stale    bool  // Postgres is not heard, since here or before
 	appended time.Time
 	size     int64

@@ -93,7 +93,7 @@ func (l *list) rewind(n *node, to trumpet.EventID) {
 func (n *node) until(to trumpet.EventID, lost *loss) *node {
 	stands := &node{
 		seq: n.seq, before: n.before, head: to, entries: make([]entry, len(n.entries)),
-		notice: n.notice, loss: n.loss, stale: n.stale, appended: n.appended, size: n.size,
+		notice: n.notice, loss: n.loss, mute: n.notice == rewindNotice, stale: n.stale, appended: n.appended, size: n.size,
 	}
 	if stands.before.Compare(to) > 0 {
 		stands.before = to
@@ -125,7 +125,7 @@ func (n *node) passed(reach trumpet.EventID) trumpet.EventID {
 	case n.notice == resetNotice:
 		return n.head
 	case n.notice == rewindNotice && reach.Compare(n.loss.to) > 0:
-		// Not head: a later rewind may have gone further back, and comes next.
+		// Not head: a later rewind may have gone further back, and comes yet.
 		return n.loss.to
 	}
 	return newer(reach, n.head)
@@ -144,6 +144,9 @@ func (n *node) verdict(format wire.Format, concerned bool, worker string) []byte
 func (s *shard) tell(n *node) {
 	reach := s.at.head
 	s.at = n
+	if n.mute {
+		return // who comes here over copies was given nothing of what was lost
+	}
 	var verdicts [wire.Formats][2][]byte
 	for _, g := range s.groups {
 		concerned := n.concerns(&g.reader, reach)
@@ -173,7 +176,10 @@ func (d *drainer) tell(n *node) error {
 	if n.notice == resetNotice && n.seq <= d.attached && !d.ready {
 		return nil
 	}
-	concerned := n.concerns(&d.reader, reach)
+	concerned := n.concerns(&d.reader, reach) || d.owed
+	if d.owed = concerned && n.mute; n.mute {
+		return nil
+	}
 	if concerned {
 		d.hub.stats.reset(wire.ReasonLost)
 	}

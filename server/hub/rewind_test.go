@@ -178,22 +178,133 @@ func TestRewindWhileLagging(t *testing.T) {
 	}
 }
 
-// A laggard behind two rewinds is told of each, and by the older one's standing ids not more
-// than what stands.
+// A laggard behind two rewinds is told once, at the end, and of both.
 func TestTwoRewindsWhileLagging(t *testing.T) {
 	t.Parallel()
-	h := start(t, Config{MaxLag: 2 * limit})
-	p := newPeer(t, h, Client{Format: wire.SSE, Topics: []string{"a"}}, true)
+	const big = 1 << 20
+	large := trumpet.Event{Topic: "a", Op: trumpet.OpBroadcast, Data: event(1, 0, "", false, big).Data}
+	one, two, three := event(1, 0, "b", false, 1), event(2, 0, "a", false, 1), event(3, 0, "b", false, 1)
+	for name, test := range map[string]struct {
+		topics    []string
+		first     trumpet.EventID
+		concerned bool
+	}{
+		// Given up to three, it has nothing that the first loses, and two, which the second does.
+		"by the second": {[]string{"a"}, two.ID, true},
+		"by the first":  {[]string{"b", "a"}, two.ID, true},
+		"by none":       {[]string{"c", "a"}, two.ID, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := start(t, Config{MaxLag: 2 * limit})
+			p := newPeer(t, h, Client{Format: wire.SSE, Topics: test.topics}, true)
+			p.expect(t, "ready")
+			two := two
+			if !test.concerned {
+				two.Topic = "b"
+			}
+			give(h, one, two, three)
+			h.Append([]trumpet.Event{large}, three.ID)
+			eventually(t, "lagging", func() bool { return h.Stats().Lagging == 1 })
+			h.Rewind(two.ID)
+			give(h, again(3, "nobody's", 1))
+			h.Rewind(one.ID)
+			p.expectEvents(t, expected([]trumpet.Event{one, two, three}, test.topics...))
+			if m := p.mustNext(t); len(m.Data) < big {
+				t.Fatalf("got %+v", m)
+			}
+			p.expectVerdict(t, one.ID, test.concerned)
+			second := []trumpet.Event{again(2, "a", 1)}
+			give(h, second...)
+			p.expectEvents(t, expected(second, "a"))
+			p.hangUp()
+		})
+	}
+}
+
+// A client whose drainer was ahead of its shard, which then never came to what was lost.
+func TestRewindOfWhatOnlyADrainerGave(t *testing.T) {
+	t.Parallel()
+	events := []trumpet.Event{
+		event(1, 0, "b", false, 1), event(2, 0, "b", false, 1), event(3, 0, "b", false, 1), event(4, 0, "a", false, 1),
+	}
+	to := events[1].ID
+	second := []trumpet.Event{again(3, "b", 1), again(4, "c", 1)}
+	for name, test := range map[string]struct {
+		since     trumpet.EventID
+		topic     string
+		given     []trumpet.Event
+		concerned bool
+	}{
+		"it was given what is lost": {trumpet.EventID{}, "b", events, true},
+		"it was, elsewhere":         {events[3].ID, "b", nil, true},
+		"only its place is lost":    {events[3].ID, "c", nil, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h, s := still(t, 0)
+			h.Live()
+			give(h, events[:2]...)
+			for s.step() {
+			}
+			give(h, events[2:]...)
+			log := &fakeLog{page: 10}
+			log.add(events, events[3].ID)
+			h.UseLog(log)
+			h.list.mu.Lock()
+			h.list.nodes = h.list.nodes[len(h.list.nodes)-3:] // the beginning is in the log only
+			h.list.mu.Unlock()
+			p := newPeer(t, h, Client{Format: wire.SSE, Topics: []string{test.topic}, Resume: true, Since: test.since}, false)
+			s.mu.Lock()
+			s.inbox = s.inbox[:0]
+			s.mu.Unlock()
+			s.attach(p.conn) // without a step of the shard
+			eventually(t, "given", func() bool {
+				s.mu.Lock()
+				defer s.mu.Unlock()
+				return len(s.inbox) > 0 || !test.since.IsZero()
+			})
+			h.Rewind(to)
+			give(h, second...)
+			eventually(t, "live", func() bool {
+				for s.step() {
+				}
+				return p.conn.state == live
+			})
+			p.expectEvents(t, expected(test.given, test.topic))
+			if test.concerned {
+				p.expect(t, "reset")
+			} else if m := p.expect(t, "ready"); !m.Resumed || m.ID != to.String() {
+				t.Fatalf("got %+v", m)
+			}
+			p.expectEvents(t, expected(second, test.topic))
+			if m := p.expect(t, "ready"); m.Resumed == test.concerned || m.ID != second[1].ID.String() {
+				t.Fatalf("got %+v", m)
+			}
+			_ = p.far.Close()
+			for s.step() || len(s.conns) > 0 {
+			}
+		})
+	}
+}
+
+// An id that another worker gave, and that the log loses before this worker came to it.
+func TestRewindOfWhatOnlyAnotherWorkerGave(t *testing.T) {
+	t.Parallel()
+	h := start(t, Config{Patience: 2 * limit})
+	log := &fakeLog{page: 10}
+	h.UseLog(log)
+	events := []trumpet.Event{event(1, 0, "a", false, 1), event(2, 0, "a", false, 1)}
+	log.add(events, events[1].ID)
+	give(h, events[0])
+	p := newPeer(t, h, Client{Format: wire.WebSocket, Topics: []string{"a"}, Resume: true, Since: events[1].ID}, false)
+	eventually(t, "asked", func() bool { return log.reads.Load() > 0 && log.now.Load() == 0 })
+	log.rewind(events[0].ID)
+	h.Rewind(events[0].ID)
+	if m := p.expect(t, "reset"); m.Reason != "unknown" || m.ID != events[0].ID.String() {
+		t.Fatalf("got %+v", m)
+	}
 	p.expect(t, "ready")
-	events := []trumpet.Event{event(1, 0, "a", false, 1), event(2, 0, "b", false, 1), event(3, 0, "a", false, 1<<20), event(4, 0, "b", false, 1)}
-	give(h, events...)
-	eventually(t, "lagging", func() bool { return h.Stats().Lagging == 1 })
-	h.Rewind(events[2].ID) // only what it is not on
-	give(h, again(4, "b", 1))
-	h.Rewind(events[1].ID) // what it is being given
-	p.expectEvents(t, expected(events, "a"))
-	p.expectVerdict(t, events[1].ID, false)
-	p.expectVerdict(t, events[1].ID, true)
 	p.hangUp()
 }
 
@@ -359,6 +470,9 @@ func (b *believer) hear(m message) error {
 	}
 	switch m.Type {
 	case "":
+		if m.ID == "" {
+			return nil
+		}
 		b.view = append(b.view, m.ID)
 	case "reset":
 		if b.exact && m.Reason == "lost" && slices.Equal(b.view, b.past.of(id, b.topics)) {
@@ -484,7 +598,7 @@ func TestRewindsLeaveEveryClientWithTheTruth(t *testing.T) {
 				log.rewind(to)
 				h.Rewind(to)
 			case step == 1:
-				h.Append([]trumpet.Event{{Topic: "raw", Op: trumpet.OpBroadcast, Data: []byte("1")}}, h.Stats().Head)
+				h.Append([]trumpet.Event{{Topic: "a", Op: trumpet.OpBroadcast, Data: event(1, 0, "", false, 2*size).Data}}, h.Stats().Head)
 			case step == 2:
 				h.Stale()
 				h.Live()

@@ -3,6 +3,8 @@ package hub
 import (
 	"bytes"
 	"io"
+	"os"
+	"sync"
 	"testing"
 	"time"
 
@@ -125,6 +127,55 @@ func (p *peer) trickle(t *testing.T, over func() bool) {
 		}
 	}
 	p.read.Reset(io.MultiReader(taken, p.far))
+}
+
+// sipper is a socket that takes a byte at a time.
+type sipper struct {
+	finished chan struct{}
+	once     sync.Once
+	Socket
+}
+
+func (s *sipper) TryWrite([]byte) (int, error) { return 0, nil }
+func (s *sipper) Hold()                        {}
+func (s *sipper) Release(time.Time) error      { return nil }
+func (s *sipper) Finish()                      { s.once.Do(func() { close(s.finished) }) }
+func (s *sipper) Close() error                 { s.Finish(); return nil }
+func (s *sipper) WriteUntil(b []byte, _ time.Time) (int, error) {
+	<-time.After(time.Millisecond)
+	return min(1, len(b)), os.ErrDeadlineExceeded
+}
+
+// A client that always takes something, but too little, is ended too.
+func TestSipperIsEnded(t *testing.T) {
+	t.Parallel()
+	for name, resume := range map[string]bool{"live": false, "resumes": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := start(t, Config{MaxLag: 300 * time.Millisecond})
+			give(h, event(1, 0, "a", false, 200_000))
+			s := &sipper{finished: make(chan struct{})}
+			conn, err := h.Attach(Client{Socket: s, Topics: []string{"a"}, Resume: resume})
+			if err != nil {
+				t.Fatal(err)
+			}
+			position := int64(1)
+			eventually(t, "ended", func() bool {
+				select {
+				case <-s.finished:
+					return true
+				default: // it may not have joined yet
+					position++
+					give(h, event(position, 0, "a", false, 10_000))
+					return false
+				}
+			})
+			conn.Detach()
+			if n := h.Stats().Endings["slow"]; n != 1 {
+				t.Errorf("%d were ended as slow", n)
+			}
+		})
+	}
 }
 
 // A WebSocket that answers no ping is ended at the next one, so within two intervals.

@@ -186,13 +186,13 @@ func TestTwoRewindsWhileLagging(t *testing.T) {
 	one, two, three := event(1, 0, "b", false, 1), event(2, 0, "a", false, 1), event(3, 0, "b", false, 1)
 	for name, test := range map[string]struct {
 		topics    []string
-		first     trumpet.EventID
+		two       string // topic of what only the second loses
 		concerned bool
 	}{
-		// Given up to three, it has nothing that the first loses, and two, which the second does.
-		"by the second": {[]string{"a"}, two.ID, true},
-		"by the first":  {[]string{"b", "a"}, two.ID, true},
-		"by none":       {[]string{"c", "a"}, two.ID, false},
+		"by the second": {[]string{"a"}, "a", true},
+		"by the first":  {[]string{"b", "a"}, "c", true},
+		"by both":       {[]string{"b", "a"}, "a", true},
+		"by none":       {[]string{"d", "a"}, "c", false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -200,9 +200,7 @@ func TestTwoRewindsWhileLagging(t *testing.T) {
 			p := newPeer(t, h, Client{Format: wire.SSE, Topics: test.topics}, true)
 			p.expect(t, "ready")
 			two := two
-			if !test.concerned {
-				two.Topic = "b"
-			}
+			two.Topic = test.two
 			give(h, one, two, three)
 			h.Append([]trumpet.Event{large}, three.ID)
 			eventually(t, "lagging", func() bool { return h.Stats().Lagging == 1 })

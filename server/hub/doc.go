@@ -25,7 +25,17 @@
 // back, and the shard closes the small gap that may have come meanwhile. Catching up of a
 // slow client, replay for one that came back and live delivery are thus one order of
 // bytes, and nothing is queued for anybody. A lagging connection whose cursor falls off
-// the list, or that lags for too long, is ended as slow.
+// the list, or that lags or takes too little for too long, is ended as slow.
+//
+// However many drainers there are, their memory is bounded in total. They take turns, in
+// order, at a fixed number of outputs, and whoever's client does not take a chunk soon gives
+// its turn and its page back and waits with the one frame that was cut. Pages of the log are
+// read once for all who need them, encoded once, written from where they are, and bounded
+// by their bytes; turns keep those who came at once together in them.
+//
+// When the log loses its tail, Rewind puts copies without the lost events into the list, in
+// their places, and a node behind them that says so. What each client is told there depends
+// on the newest id that it was given: see rewind.go.
 //
 // Goroutines: [New] starts one for each shard; a shard starts drainers; [Hub.Close] ends
 // all of them and waits.

@@ -98,6 +98,7 @@ func TestResumeIsGapFreeAndDuplicateFree(t *testing.T) {
 		atAttach := rapid.IntRange(0, len(transactions)).Draw(t, "appended before the client comes")
 		config := Config{
 			RingEvents: rapid.SampledFrom([]int{1, 5, 30, 10_000}).Draw(t, "ring"), Patience: limit, MaxLag: 2 * limit, Shards: 2, farewell: limit,
+			LogBytes: rapid.SampledFrom([]int64{1, 20_000, 64 << 20}).Draw(t, "log bytes"),
 		}
 
 		log := &fakeLog{page: rapid.IntRange(1, 40).Draw(t, "page")}

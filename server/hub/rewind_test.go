@@ -3,8 +3,6 @@ package hub
 import (
 	"slices"
 	"testing"
-	"time"
-
 
 	"github.com/trumpet-realtime/trumpet"
 	"github.com/trumpet-realtime/trumpet/server/wire"

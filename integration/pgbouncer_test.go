@@ -227,20 +227,19 @@ func TestPoolerThatSharesSessionsIsRefused(t *testing.T) {
 			for _, args := range [][]string{
 				{"serve", "--listen", "127.0.0.1:0", "--log-format", "json"}, {"tail"}, {"broadcast", "dispatch", "1"},
 			} {
-				ctx, cancel := context.WithTimeout(t.Context(), patience)
-				defer cancel()
-				cmd := exec.CommandContext(ctx, binary, args...)
-				cmd.Env = append(cleanEnvironment(), "DATABASE_URL="+b.url(), "GORACE=exitcode=66 halt_on_error=1")
-				out, err := cmd.CombinedOutput()
-				if err == nil || cmd.ProcessState.ExitCode() != 1 {
-					t.Errorf("%s ended with %v", args[0], cmd.ProcessState)
+				code, out := runCommand(t, b.url(), args...)
+				if code != 1 {
+					t.Errorf("%s ended with %d", args[0], code)
 				}
-				last := lastLineOf(string(out))
+				last := lastLineOf(out)
 				for _, want := range []string{"pooler", "pool_mode = session", "Postgres itself"} {
 					if !strings.Contains(last, want) {
 						t.Errorf("%s does not speak of %q: %s", args[0], want, out)
 					}
 				}
+			}
+			if code, out := runCommand(t, b.url(), "doctor"); code != 1 || !strings.HasPrefix(out, "ERROR  pooler: ") {
+				t.Errorf("doctor ended with %d: %s", code, out)
 			}
 			if mode == "statement" {
 				b.reload(t, "transaction") // or nobody could look
@@ -259,6 +258,20 @@ func TestPoolerThatSharesSessionsIsRefused(t *testing.T) {
 			}
 		})
 	}
+}
+
+// runCommand runs a command of trumpet to its end and returns its exit code and all that it wrote.
+func runCommand(t *testing.T, database string, args ...string) (code int, out string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, binary, args...)
+	cmd.Env = append(cleanEnvironment(), "DATABASE_URL="+database, "GORACE=exitcode=66 halt_on_error=1")
+	text, err := cmd.CombinedOutput()
+	if cmd.ProcessState == nil {
+		t.Fatalf("trumpet %s: %v", args[0], err)
+	}
+	return cmd.ProcessState.ExitCode(), string(text)
 }
 
 func lastLineOf(text string) string {

@@ -44,14 +44,16 @@ type Finding struct {
 	Skipped bool `json:"skipped,omitempty"`
 }
 
-// Options are what workers were told and the database does not know. Zero values mean the defaults.
+// Options are what workers were told and the database does not know, and what is long. Zero values mean the
+// defaults.
 type Options struct {
 	Retention      time.Duration // default 24 h
 	RetentionBytes int64         // default 1 GiB
+	Prepared       time.Duration // how long a prepared transaction may stay; default 5 min
 }
 
 func (o Options) withDefaults() Options {
-	return Options{cmp.Or(o.Retention, 24*time.Hour), cmp.Or(o.RetentionBytes, 1<<30)}
+	return Options{cmp.Or(o.Retention, 24*time.Hour), cmp.Or(o.RetentionBytes, 1<<30), cmp.Or(o.Prepared, 5*time.Minute)}
 }
 
 const (

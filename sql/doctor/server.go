@@ -207,7 +207,8 @@ func (e *examination) prepared() error {
 		At    time.Time
 		Owner string
 	}](e, `select gid, prepared, owner::text from pg_prepared_xacts
-		where database = current_database() and prepared < now() - interval '5 minutes' order by prepared limit 100`)
+		where database = current_database() and prepared < clock_timestamp() - $1::text::interval order by prepared limit 100`,
+		fmt.Sprintf("%d milliseconds", e.options.Prepared.Milliseconds()))
 	if err != nil || len(found) == 0 {
 		return err
 	}
@@ -215,7 +216,7 @@ func (e *examination) prepared() error {
 	for _, p := range found[:min(len(found), maxNamed)] {
 		mend = append(mend, fmt.Sprintf("rollback prepared %s; -- or commit prepared; of %s, %s old", literal(p.GID), p.Owner, age(time.Since(p.At))))
 	}
-	e.addSince(Warning, &found[0].At, fmt.Sprintf("%s for more than 5 minutes: what they wrote is no event until they are committed, and what they lock waits",
-		plural(int64(len(found)), "transaction is prepared", "transactions are prepared")), mend...)
+	e.addSince(Warning, &found[0].At, fmt.Sprintf("%s for more than %s: what they wrote is no event until they are committed, and what they lock waits",
+		plural(int64(len(found)), "transaction is prepared", "transactions are prepared"), age(e.options.Prepared)), mend...)
 	return nil
 }

@@ -14,7 +14,7 @@ import (
 
 // deadPath stands between a worker and Postgres as a NAT or a pooler does. While it is dead it keeps
 // every connection open, takes and acknowledges whatever comes, and passes nothing on. What was
-// connected then stays dead for ever, as where the state of connections was lost.
+// connected before stays dead for ever, as where the state of connections was lost.
 type deadPath struct {
 	address string // host:port
 	target  string
@@ -102,23 +102,29 @@ func (p *deadPath) dieOn(text string) {
 	p.trigger = []byte(text)
 }
 
-// heal lets new connections through.
+// heal lets new connections through. Those that came while the path was dead get an end.
 func (p *deadPath) heal() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	for c := range p.paths {
+		if c.far == nil {
+			c.close()
+		}
+	}
 	p.dead, p.died = false, make(chan struct{})
 }
 
 func (p *deadPath) serve(near net.Conn) {
 	c := &pathConn{near: near}
 	p.mu.Lock()
-	c.dead = p.dead
+	dead := p.dead
+	c.dead = dead
 	if p.closed {
 		_ = near.Close()
 	}
 	p.paths[c] = struct{}{}
 	p.mu.Unlock()
-	if !c.dead {
+	if !dead {
 		far, err := net.Dial("tcp", p.target)
 		if err != nil {
 			c.close()

@@ -18,7 +18,6 @@ import (
 
 // resumption is what measureResume found.
 type resumption struct {
-	toReady        time.Duration
 	cpu            time.Duration // of the worker
 	before, after  int64         // the worker's resident memory, in bytes
 	peak           int64

@@ -12,7 +12,7 @@ type backoff struct{ limit time.Duration }
 
 const (
 	backoffFirst   = 100 * time.Millisecond
-	backoffLongest = 2 * time.Second // a worker is to be live again within 5 s of the fault's end
+	backoffLongest = 1500 * time.Millisecond // a worker is to be live again within 5 s of the fault's end
 	backoffHealthy = 10 * time.Second
 )
 

@@ -165,7 +165,6 @@ func New(config Config, sink Sink) (*Bus, error) {
 		conn.ConnectTimeout = connectTimeout
 	}
 	b := &Bus{config: config, conn: conn, sink: sink, log: config.Logger, dialer: newDialer()}
-	conn.DialFunc = b.dialer.dial
 	b.inbox = newInbox()
 	b.sequencer = newSequencer(b)
 	b.answers = newAnswers(b)
@@ -189,14 +188,21 @@ const longLived = ownDefaults +
 	"set idle_session_timeout = 0; set statement_timeout = 0; " +
 	"select set_config('synchronous_commit', 'local', false) where current_setting('synchronous_commit') = 'off'; "
 
-// connConfig is a copy of the connection's configuration under its own application_name,
-// which begins with "trumpet" so that pg_stat_activity shows who is there. A connection to
-// the wrong server is refused by validate, and the next host is tried.
+// connConfig is what one connection is made with: under its own application_name, which begins with
+// "trumpet" so that pg_stat_activity shows who is there. A connection to the wrong server is refused
+// by validate, and the next host is tried.
 func (b *Bus) connConfig(role string, validate pgconn.ValidateConnectFunc) *pgx.ConnConfig {
 	c := b.conn.Copy()
+	b.configure(c, role, validate)
+	return c
+}
+
+func (b *Bus) configure(c *pgx.ConnConfig, role string, validate pgconn.ValidateConnectFunc) {
 	c.RuntimeParams["application_name"] = "trumpet " + role + " " + b.config.Worker
 	c.RuntimeParams["client_encoding"] = "UTF8"
-	users := c.ValidateConnect // target_session_attrs
+	dial, made := b.dialer.connection()
+	c.DialFunc = dial
+	users := b.conn.ValidateConnect // target_session_attrs
 	c.ValidateConnect = func(ctx context.Context, conn *pgconn.PgConn) error {
 		if users != nil {
 			if err := users(ctx, conn); err != nil {
@@ -207,13 +213,17 @@ func (b *Bus) connConfig(role string, validate pgconn.ValidateConnectFunc) *pgx.
 			return err
 		}
 		// Before anything is set in a session that is not ours alone.
-		return sql.CheckSession(ctx, conn, func(ctx context.Context) (*pgconn.PgConn, error) {
+		err := sql.CheckSession(ctx, conn, func(ctx context.Context) (*pgconn.PgConn, error) {
 			once := b.conn.Copy()
 			once.RuntimeParams["application_name"] = "trumpet check " + b.config.Worker
+			once.DialFunc, _ = b.dialer.connection()
 			return pgconn.ConnectConfig(ctx, &once.Config)
 		})
+		if err == nil {
+			made()
+		}
+		return err
 	}
-	return c
 }
 
 // Run connects and delivers until ctx ends, and then returns nil. It reconnects for ever; it
@@ -224,7 +234,11 @@ func (b *Bus) Run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("read database URL: %w", err)
 	}
-	poolConfig.ConnConfig = b.connConfig("pool", b.places.follow)
+	poolConfig.ConnConfig = b.conn.Copy()
+	poolConfig.BeforeConnect = func(_ context.Context, c *pgx.ConnConfig) error {
+		b.configure(c, "pool", b.places.follow)
+		return nil
+	}
 	// No cached prepared statements: they would break when a migration changes a function.
 	poolConfig.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeExec
 	poolConfig.MaxConns = poolSize

@@ -4,8 +4,11 @@ import (
 	"context"
 	"net"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
 )
 
 const (
@@ -14,8 +17,12 @@ const (
 	packetTimeout = 10 * time.Second
 	// An idle connection is probed, so that one whose server is gone ends by itself.
 	keepAliveIdle, keepAliveInterval, keepAliveCount = 5 * time.Second, 2 * time.Second, 3
-	// connectTimeout bounds the whole making of a connection, for each host.
-	connectTimeout = 5 * time.Second
+	// connectTimeout bounds the whole making of a connection, for each host. An attempt that began
+	// just before a dead path healed must not keep the worker from being live soon.
+	connectTimeout = 3 * time.Second
+	// cancelTimeout bounds a cancel request, for which pgx opens another connection when a query is
+	// broken off. pgx allows it 15 s and keeps the pool's place so long.
+	cancelTimeout = time.Second
 )
 
 // dialer makes all TCP connections to Postgres and can cut them: what goes over one path falls
@@ -42,8 +49,26 @@ func newDialer() *dialer {
 	}
 }
 
-// dial is a pgconn.DialFunc.
-func (d *dialer) dial(ctx context.Context, network, address string) (net.Conn, error) {
+// connection returns what dials for one connection, and what is called once that is made: pgx dials
+// again only to send a cancel request.
+func (d *dialer) connection() (dial pgconn.DialFunc, made func()) {
+	var isMade atomic.Bool
+	dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+		if !isMade.Load() {
+			return d.dial(ctx, network, address)
+		}
+		ctx, cancel := context.WithTimeout(ctx, cancelTimeout)
+		defer cancel()
+		conn, err := d.dial(ctx, network, address)
+		if err != nil {
+			return nil, err
+		}
+		return conn, conn.SetDeadline(time.Now().Add(cancelTimeout))
+	}
+	return dial, func() { isMade.Store(true) }
+}
+
+func (d *dialer) dial(ctx context.Context, network, address string) (*dialled, error) {
 	conn, err := d.net.DialContext(ctx, network, address)
 	if err != nil {
 		return nil, err

@@ -105,9 +105,10 @@ func (b *Bus) connect(ctx context.Context, onNotification pgconn.NotificationHan
 		return err
 	})
 	config.OnNotification = onNotification
-	var own net.Conn
+	var own net.Conn // the host's that was taken
+	dial := config.DialFunc
 	config.DialFunc = func(ctx context.Context, network, address string) (net.Conn, error) {
-		conn, err := b.dialer.dial(ctx, network, address)
+		conn, err := dial(ctx, network, address)
 		own = conn
 		return conn, err
 	}

@@ -2,10 +2,13 @@ package integration
 
 import (
 	"context"
+	"errors"
+	"net"
 	"net/http"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -169,4 +172,18 @@ func scribble(t *testing.T, url string) (stop func()) {
 		stopping.Store(true)
 		group.Wait()
 	}
+}
+
+// rawDialer dials with a small buffer for what was not read.
+func rawDialer(readBuffer int) *net.Dialer {
+	return &net.Dialer{Control: func(_, _ string, raw syscall.RawConn) error {
+		if readBuffer == 0 {
+			return nil
+		}
+		var failed error
+		err := raw.Control(func(fd uintptr) {
+			failed = syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVBUF, readBuffer) // before the window is told
+		})
+		return errors.Join(err, failed)
+	}}
 }

@@ -231,6 +231,9 @@ func (s *Subscriber) Send(ctx context.Context, text string) error {
 	return s.socket.Write(ctx, websocket.MessageText, []byte(text))
 }
 
+// Stream reports whether it is a stream of server-sent events.
+func (s *Subscriber) Stream() bool { return s.stream != nil }
+
 // Cut ends the connection without a farewell.
 func (s *Subscriber) Cut() {
 	s.end()

@@ -77,7 +77,9 @@ func (w *Worker) Start(ctx context.Context) error {
 	if err != nil {
 		return errors.Join(fmt.Errorf("start worker %s: %w", w.Name, err), w.Kill())
 	}
-	w.Address = address
+	if w.Address != address { // others may be reading it
+		w.Address = address
+	}
 	return nil
 }
 

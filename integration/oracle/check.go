@@ -1,0 +1,204 @@
+package oracle
+
+import (
+	"fmt"
+
+	"github.com/trumpet-realtime/trumpet"
+)
+
+// An invariant of the list in the package comment, such as "I1".
+type invariant string
+
+const (
+	delivered invariant = "I1"
+	unique    invariant = "I2"
+	ordered   invariant = "I3"
+	committed invariant = "I4"
+	equal     invariant = "I5"
+	bounded   invariant = "I6"
+	prompt    invariant = "I8"
+	counted   invariant = "I9"
+)
+
+// broken is an invariant that does not hold.
+type broken struct {
+	invariant invariant
+	what      string
+}
+
+func (b *broken) Error() string { return fmt.Sprintf("%s: %s", b.invariant, b.what) }
+
+func breaks(i invariant, format string, args ...any) *broken {
+	return &broken{i, fmt.Sprintf(format, args...)}
+}
+
+// received is an event as a client got it.
+type received struct {
+	id    trumpet.EventID
+	sum   sum
+	topic string
+	op    trumpet.Op
+	more  bool
+}
+
+// claim is a worker's word that a client had everything up to id when it had got count events.
+type claim struct {
+	count int
+	id    trumpet.EventID
+	said  string
+}
+
+// stretch is what a client got from a point on at which it began anew: its start, or a reset. It
+// goes on over any number of connections for as long as each resumes the one before.
+type stretch struct {
+	after  trumpet.EventID
+	got    []received
+	claims []claim
+}
+
+// newest is the id up to which the stretch has everything.
+func (s *stretch) newest() trumpet.EventID {
+	newest := s.after
+	if n := len(s.got); n > 0 {
+		newest = s.got[n-1].id
+	}
+	if n := len(s.claims); n > 0 && s.claims[n-1].id.Compare(newest) > 0 {
+		newest = s.claims[n-1].id
+	}
+	return newest
+}
+
+// largest is the size of a transaction above which "more" may be absent within it: workers
+// give 16 MiB and more in pieces.
+const largest = 8 << 20
+
+// check compares a stretch with the log: it must be the log's events on the client's topics, from
+// where the stretch began, each once, in order, whole; up to the last one that it has, and at least
+// up to until.
+func (t *truth) check(s *stretch, follows func(topic string) bool, until trumpet.EventID) *broken {
+	if !t.has(s.after) {
+		return breaks(committed, "it was told to begin after %s, which is not in the log", s.after)
+	}
+	var want []logged
+	for _, e := range t.after(s.after) {
+		if follows(e.topic) {
+			want = append(want, e)
+		}
+	}
+	sizes := map[string]int64{}
+	for _, e := range want {
+		if e.id.Ordinal == 0 {
+			sizes[e.xid] += e.size
+		}
+	}
+	for i, got := range s.got {
+		if i >= len(want) || got.id.Compare(want[i].id) < 0 {
+			return breaks(committed, "it got %s, which the log does not have on its topics", got.describe())
+		}
+		if c := got.id.Compare(want[i].id); c > 0 {
+			return breaks(delivered, "it did not get %s, and then got %s", want[i].describe(), got.describe())
+		}
+		if w := want[i]; got.id != w.id || got.topic != w.topic || got.op != w.op || got.sum != w.sum {
+			return breaks(committed, "it got %s, where the log has %s", got.describe(), w.describe())
+		}
+		more := i+1 < len(want) && want[i+1].xid == want[i].xid
+		if got.more != more && (got.more || sizes[want[i].xid] < largest) {
+			return breaks(ordered, "more is %v on %s, and should be %v", got.more, got.describe(), more)
+		}
+	}
+	for _, c := range s.claims {
+		if !t.has(c.id) {
+			return breaks(committed, "%s said %s, which is not in the log", c.said, c.id)
+		}
+		if c.count < len(want) && want[c.count].id.Compare(c.id) <= 0 {
+			return breaks(delivered, "%s said that everything up to %s had come, when %s had not", c.said, c.id, want[c.count].describe())
+		}
+	}
+	if n := len(s.got); n < len(want) && want[n].id.Compare(until) <= 0 {
+		return breaks(delivered, "it did not get %s, nor anything after it", want[n].describe())
+	}
+	return nil
+}
+
+func (e logged) describe() string {
+	return fmt.Sprintf("%s %s %s of transaction %s", e.topic, e.op, e.id, e.xid)
+}
+
+func (r received) describe() string { return fmt.Sprintf("%s %s %s", r.topic, r.op, r.id) }
+
+// transaction is one that the table committed has.
+type transaction struct {
+	token  string
+	events int
+	late   bool // it may have committed when nobody waited for it any more
+}
+
+// checkCommitted compares the log after an id with what was committed: every transaction with
+// exactly its events, and none that is not there. posts are broadcasts over HTTP; true are those that
+// a worker said were committed. What was found is taken out of both.
+func (t *truth) checkCommitted(after trumpet.EventID, transactions map[string]transaction, posts map[string]bool) *broken {
+	events := map[string]int{}
+	posted := map[string]int{}
+	seen := map[string]bool{} // transactions that are over
+	current := ""
+	for _, e := range t.after(after) {
+		if e.xid != current {
+			if seen[e.xid] {
+				return breaks(ordered, "transaction %s stands in two places of the log, the second is %s", e.xid, e.describe())
+			}
+			seen[current] = true
+			current = e.xid
+		}
+		if e.post != "" {
+			posted[e.post]++
+			if _, ours := posts[e.post]; !ours || posted[e.post] > 1 {
+				return breaks(unique, "the broadcast %s over HTTP is in the log %d times", e.post, posted[e.post])
+			}
+			continue
+		}
+		if _, ok := transactions[e.xid]; !ok {
+			return breaks(committed, "the log has %s, which was not committed", e.describe())
+		}
+		events[e.xid]++
+	}
+	for xid, tx := range transactions {
+		if events[xid] == 0 && tx.late {
+			continue // it may have committed after all else
+		}
+		if events[xid] != tx.events {
+			return breaks(delivered, "transaction %s (%s) has %d events in the log, it made %d", xid, tx.token, events[xid], tx.events)
+		}
+		delete(transactions, xid)
+	}
+	for token, confirmed := range posts {
+		if confirmed && posted[token] == 0 {
+			return breaks(delivered, "the broadcast %s over HTTP was confirmed, and is not in the log", token)
+		}
+		if posted[token] > 0 {
+			delete(posts, token)
+		}
+	}
+	return nil
+}
+
+// view is a table as a client has it: the sums of its rows, by their keys.
+type view map[string]sum
+
+// differs says how a client's view differs from the table, or nothing.
+func (v view) differs(table view) string {
+	for key, row := range table {
+		mine, ok := v[key]
+		if !ok {
+			return fmt.Sprintf("it lacks the row %s", key)
+		}
+		if mine != row {
+			return fmt.Sprintf("its row %s is not the table's", key)
+		}
+	}
+	for key := range v {
+		if _, ok := table[key]; !ok {
+			return fmt.Sprintf("it has the row %s, which the table does not have", key)
+		}
+	}
+	return ""
+}

@@ -1,0 +1,117 @@
+package oracle
+
+import (
+	"context"
+	"encoding/json"
+	"math"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// statement does one thing of a random kind, and returns how many events it must make.
+func (w *writer) statement(ctx context.Context, tx pgx.Tx, token string) (events int, err error) {
+	some := w.rng.IntN(20)
+	switch n := w.rng.IntN(400); {
+	case n == 0:
+		_, err = tx.Exec(ctx, "truncate "+[]string{"jobs", "customers"}[w.rng.IntN(2)])
+		return 1, err
+	case n < 4: // more than max_rows: one bulk event
+		return w.exec(ctx, tx, "jobs", "insert into jobs (title) select $1 from generate_series(1, 70)", token)
+	case n < 8:
+		return w.exec(ctx, tx, "jobs", "delete from jobs where id in (select id from jobs where $1 <> '' order by id limit 70)", token)
+	case n < 10: // many events of one statement
+		return w.exec(ctx, tx, "customers", "insert into customers (name) select $1 || g from generate_series(1, $2) g", token, 100+w.rng.IntN(900))
+	case n < 14:
+		return w.big(ctx, tx, token)
+	case n < 20:
+		return w.exec(ctx, tx, "customers", "delete from customers where id in (select id from customers where $1 <> '' order by id offset 200)", token)
+	case n < 110:
+		return w.exec(ctx, tx, "jobs", "insert into jobs (title, note) select $1, $3 from generate_series(1, $2)", token, 1+w.rng.IntN(3), w.text(200))
+	case n < 190:
+		return w.exec(ctx, tx, "jobs", "update jobs set title = $1, priority = $3, updated_at = now() where id % 20 = $2 and length(coalesce(note, '')) < 10000", token, some, w.rng.IntN(3))
+	case n < 230:
+		return w.partly(ctx, tx, token, some)
+	case n < 240: // it touches rows and changes none
+		touched, err := tx.Exec(ctx, "update jobs set title = title where id % 20 = $1", some)
+		if int(touched.RowsAffected()) > maxRows["jobs"] {
+			return 1, err
+		}
+		return 0, err
+	case n < 260: // a row's key changes, and some day changes back
+		return w.exec(ctx, tx, "jobs", "update jobs set id = -id, title = $1 where id = (select id from jobs where abs(id) % 20 = $2 order by random() limit 1)", token, some)
+	case n < 310:
+		return w.exec(ctx, tx, "jobs", `delete from jobs where id in
+			(select id from jobs where $1 <> '' and (id % 20 = $2 or length(note) > 100000) order by random() limit 1 + (select count(*) from jobs) / 200)`, token, some)
+	case n < 350:
+		return w.exec(ctx, tx, "customers", "insert into customers (name, note) values ($1, $2)", token, w.text(2000))
+	default:
+		return w.broadcast(ctx, tx, token)
+	}
+}
+
+// exec runs a statement that changes every row that it touches.
+func (w *writer) exec(ctx context.Context, tx pgx.Tx, table, statement string, args ...any) (events int, err error) {
+	tag, err := tx.Exec(ctx, statement, args...)
+	if n := int(tag.RowsAffected()); n <= maxRows[table] {
+		return n, err
+	}
+	return 1, err
+}
+
+// partly touches many rows and changes some of them, or none.
+func (w *writer) partly(ctx context.Context, tx pgx.Tx, token string, some int) (events int, err error) {
+	var touched int
+	err = tx.QueryRow(ctx, `
+		with written as (update jobs set title = case when id % 3 = 0 then $1 else title end where id % 20 = $2 returning id)
+		select count(*) filter (where id % 3 = 0), count(*) from written`, token, some).Scan(&events, &touched)
+	if touched > maxRows["jobs"] {
+		return 1, err
+	}
+	return events, err
+}
+
+// big is a row of up to 1 MB. A row that large leaves before another one comes, or tables would grow.
+func (w *writer) big(ctx context.Context, tx pgx.Tx, token string) (events int, err error) {
+	left, err := w.exec(ctx, tx, "jobs", "delete from jobs where length(note) > 100000 and $1 <> ''", token)
+	if err != nil {
+		return 0, err
+	}
+	came, err := w.exec(ctx, tx, "jobs", "insert into jobs (title, note) values ($1, $2)", token, w.text(1_000_000))
+	return left + came, err
+}
+
+// broadcast sends the same value some times: it must come as often.
+func (w *writer) broadcast(ctx context.Context, tx pgx.Tx, token string) (events int, err error) {
+	length := 100
+	if w.rng.IntN(50) == 0 {
+		length = 500_000
+	}
+	value, err := json.Marshal(map[string]any{"token": token, "text": w.text(length)})
+	if err != nil {
+		return 0, err
+	}
+	times := 1
+	if w.rng.IntN(3) == 0 && length == 100 {
+		times += w.rng.IntN(4)
+	}
+	_, err = tx.Exec(ctx, "select trumpet.broadcast('dispatch', $1::text::jsonb) from generate_series(1, $2)", string(value), times)
+	return times, err
+}
+
+// alphabet has what is hard to pass on: quotes, backslashes, line ends, what JSON escapes, and all
+// lengths of UTF-8.
+var alphabet = []string{"a", "b", " ", "0", `"`, `\`, "\n", "\r", "\t", "\u0001", "\u2028", "é", "€", "😀", "<", "&", ",", ":", "{", "}", "[", "]"}
+
+// text is of up to so many bytes; short ones are as frequent as long ones.
+func (w *writer) text(most int) string {
+	length := int(math.Pow(float64(most), w.rng.Float64()))
+	var b strings.Builder
+	for b.Len() < min(length, 300) {
+		b.WriteString(alphabet[w.rng.IntN(len(alphabet))])
+	}
+	if short := b.String(); len(short) < length {
+		return strings.Repeat(short, length/len(short))
+	}
+	return b.String()
+}

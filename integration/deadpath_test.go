@@ -13,8 +13,8 @@ import (
 )
 
 // deadPath stands between a worker and Postgres as a NAT or a pooler does. While it is dead it keeps
-// every connection open, takes and acknowledges whatever comes, and passes nothing on. What was
-// connected before stays dead for ever, as where the state of connections was lost.
+// every connection open, takes and acknowledges whatever comes, and passes nothing on. What was, or
+// was being, connected then stays dead for ever, as where the state of connections was lost.
 type deadPath struct {
 	address string // host:port
 	target  string
@@ -102,15 +102,10 @@ func (p *deadPath) dieOn(text string) {
 	p.trigger = []byte(text)
 }
 
-// heal lets new connections through. Those that came while the path was dead get an end.
+// heal lets new connections through.
 func (p *deadPath) heal() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for c := range p.paths {
-		if c.far == nil {
-			c.close()
-		}
-	}
 	p.dead, p.died = false, make(chan struct{})
 }
 
@@ -178,12 +173,12 @@ func TestPathToPostgresDies(t *testing.T) {
 	const topics = "jobs,customers,dispatch"
 	large := fmt.Sprintf(`{"large": %q}`, bytes.Repeat([]byte("x"), 100<<10)) // told of by a stub
 	for name, dies := range map[string]struct {
-		on    string // what a worker sends
-		cause func(t *testing.T, url string, w *worker)
+		on    string                                    // what a worker sends
+		cause func(t *testing.T, url string, w *worker) // nil: a broadcast over the path
 	}{
 		"under load":                   {},
 		"in the middle of a read":      {"trumpet.read_log(", func(t *testing.T, url string, w *worker) { broadcast(t, pgtest.Connect(t, url), large) }},
-		"in the middle of a broadcast": {"trumpet.broadcast(", func(*testing.T, string, *worker) {}},
+		"in the middle of a broadcast": {on: "trumpet.broadcast("},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -196,15 +191,19 @@ func TestPathToPostgresDies(t *testing.T) {
 				c.waitData(t, `"first"`)
 			}
 			stop := func() {}
-			if dies.on == "" {
+			switch {
+			case dies.on == "":
 				stop = scribble(t, database)
 				for _, c := range clients {
 					c.waitEvents(t, 50)
 				}
 				path.die()
-			} else {
+			case dies.cause != nil:
 				path.dieOn(dies.on)
 				dies.cause(t, database, w)
+				<-path.died
+			default:
+				path.dieOn(dies.on)
 			}
 			// More than a worker has connections for.
 			var answers []<-chan posted

@@ -27,6 +27,7 @@ type output struct {
 	size   int
 	run    []byte // the frames, as long as each begins in memory where the one before ends
 	joined []byte
+	own    bool // not one of those that are shared
 }
 
 func (o *output) add(b []byte, n *node, index int) {

@@ -18,7 +18,7 @@ const (
 	// that lag or resume takes at most turns times chunkBytes, however many they are.
 	turns = 128
 	// hold is how long a drainer keeps its turn while its client takes nothing.
-	hold = 100 * time.Millisecond
+	hold = 25 * time.Millisecond
 	// gatherNodes bounds a look through nodes that hold nothing for a client.
 	gatherNodes = 4096
 )
@@ -46,6 +46,7 @@ type drainer struct {
 	begun time.Time
 	taken int
 	key   trumpet.EventID // of the page of the log that was read last
+	uncut bool            // the socket waits for its client whatever the deadline
 }
 
 // drain is the drainer's goroutine. When it returns, the connection is at the list's end,
@@ -135,8 +136,7 @@ func (d *drainer) give() error {
 	b := out.bytes()
 	n, err := 0, error(nil)
 	if len(b) > 0 {
-		n, err = d.socket.WriteUntil(b, time.Now().Add(hold))
-		d.took(n)
+		n, err = d.try(b)
 	}
 	var rest []byte
 	if errors.Is(err, os.ErrDeadlineExceeded) {
@@ -208,6 +208,16 @@ func (d *drainer) write(b []byte) error {
 	return nil
 }
 
+// try writes what the client takes soon. A socket that cannot be cut, such as a response of
+// HTTP/2, may wait longer; its client then gets an output of its own instead of a turn.
+func (d *drainer) try(b []byte) (int, error) {
+	began := time.Now()
+	n, err := d.socket.WriteUntil(b, began.Add(hold))
+	d.took(n)
+	d.uncut = d.uncut || time.Since(began) > patrol
+	return n, err
+}
+
 // took notes that the client took n bytes.
 func (d *drainer) took(n int) {
 	d.hub.stats.wrote(1, n)
@@ -263,6 +273,9 @@ func (d *drainer) interrupted() error {
 
 // turn waits for an output, in order.
 func (d *drainer) turn() (*output, error) {
+	if d.uncut {
+		return &output{own: true}, nil
+	}
 	began := time.Now()
 	out := d.hub.turns.take(d.ctx)
 	d.begun = d.begun.Add(time.Since(began))
@@ -295,5 +308,7 @@ func (o outputs) take(ctx context.Context) *output {
 
 func (o outputs) put(out *output) {
 	out.reset()
-	o <- out
+	if !out.own {
+		o <- out
+	}
 }

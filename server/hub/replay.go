@@ -118,8 +118,7 @@ func (d *drainer) givePart(p *page, from int) (rest []byte, err error) {
 		})
 		n := 0
 		if b := out.bytes(); len(b) > 0 {
-			n, err = d.socket.WriteUntil(b, time.Now().Add(hold))
-			d.took(n)
+			n, err = d.try(b)
 		}
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			index, rest := out.cut(n)

@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -144,6 +145,56 @@ func (s *sipper) Close() error                 { s.Finish(); return nil }
 func (s *sipper) WriteUntil(b []byte, _ time.Time) (int, error) {
 	<-time.After(time.Millisecond)
 	return min(1, len(b)), os.ErrDeadlineExceeded
+}
+
+// waiter is a socket that cannot be cut: it waits for its client.
+type waiter struct {
+	sipper
+	writes  atomic.Int64
+	release chan struct{}
+}
+
+func (w *waiter) WriteUntil(b []byte, _ time.Time) (int, error) {
+	if w.writes.Add(1) == 1 {
+		<-time.After(patrol + 100*time.Millisecond)
+	} else {
+		<-w.release
+	}
+	return len(b), nil
+}
+
+// A client whose socket cannot be cut does not keep others waiting for their turn.
+func TestSocketThatCannotBeCutTakesNoTurns(t *testing.T) {
+	t.Parallel()
+	for name, ring := range map[string]int{"from the log": 1, "from the list": 1000} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := start(t, Config{turns: 1, MaxLag: 2 * limit, RingEvents: ring})
+			log := &fakeLog{page: 5}
+			log.add(nil, trumpet.EventID{})
+			h.UseLog(log)
+			var events []trumpet.Event
+			for i := range int64(20) {
+				events = append(events, event(i+1, 0, "a", false, 50_000))
+			}
+			log.add(events, last(events))
+			give(h, events...)
+			w := &waiter{sipper: sipper{finished: make(chan struct{})}, release: make(chan struct{})}
+			released := sync.OnceFunc(func() { close(w.release) })
+			t.Cleanup(released)
+			conn, err := h.Attach(Client{Socket: w, Topics: []string{"a"}, Resume: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, "it waits", func() bool { return w.writes.Load() == 2 })
+			p := newPeer(t, h, Client{Topics: []string{"a"}, Resume: true}, false)
+			p.expectEvents(t, expected(events, "a"))
+			p.expect(t, "ready")
+			p.hangUp()
+			released()
+			conn.Detach()
+		})
+	}
 }
 
 // A client that always takes something, but too little, is ended too.

@@ -224,6 +224,9 @@ func TestPoolerThatSharesSessionsIsRefused(t *testing.T) {
 			t.Parallel()
 			database, direct := newDatabase(t)
 			b := startBouncer(t, database, mode)
+			if code, out := runCommand(t, b.url(), "doctor"); code != 1 || !strings.HasPrefix(out, "ERROR  pooler: ") {
+				t.Errorf("doctor ended with %d: %s", code, out)
+			}
 			for _, args := range [][]string{
 				{"serve", "--listen", "127.0.0.1:0", "--log-format", "json"}, {"tail"}, {"broadcast", "dispatch", "1"},
 			} {
@@ -237,9 +240,6 @@ func TestPoolerThatSharesSessionsIsRefused(t *testing.T) {
 						t.Errorf("%s does not speak of %q: %s", args[0], want, out)
 					}
 				}
-			}
-			if code, out := runCommand(t, b.url(), "doctor"); code != 1 || !strings.HasPrefix(out, "ERROR  pooler: ") {
-				t.Errorf("doctor ended with %d: %s", code, out)
 			}
 			if mode == "statement" {
 				b.reload(t, "transaction") // or nobody could look

@@ -46,11 +46,12 @@ func CheckSession(ctx context.Context, conn *pgconn.PgConn, connect func(context
 		if err != nil {
 			return err
 		}
-		if borrowed == backend || now != backend {
-			return ErrSharedSession
-		}
+		// Before it closes, or the pooler would end the session that it lent.
 		if err := other.Exec(ctx, "rollback").Close(); err != nil {
 			return fmt.Errorf("end transaction: %w", err)
+		}
+		if borrowed == backend || now != backend {
+			return ErrSharedSession
 		}
 	}
 	return nil

@@ -44,6 +44,17 @@ var (
 	descHeard       = describe("bus_last_heard_seconds", "How long ago Postgres was heard.")
 	descPosition    = describe("bus_position", "The log's position that this worker has reached.")
 	descSequencing  = describe("bus_sequencing", "1 while this worker has sequencer duty.")
+	descQueue       = describe("bus_queue_usage", "How much of Postgres's notification queue is taken, from 0 to 1.")
+	descReconnects  = describe("bus_reconnects_total", "How often the listening session was lost.")
+	descSteps       = describe("bus_steps_total", "Steps of the sequencer that this worker made.")
+	descSequenced   = describe("bus_sequenced_total", "Records that this worker gave a position.")
+	descGaps        = describe("bus_gaps_total", "How often notifications were missing and the log was read instead.")
+	descLogReads    = describe("bus_log_reads_total", "Pages read from the log, for the bus itself and for clients.")
+	descRewinds     = describe("bus_rewinds_total", "How often the log had lost what was given already.")
+	descForged      = describe("bus_forged_total", "Notifications that nobody entitled had signed, dropped.")
+	descMalformed   = describe("bus_malformed_total", "Lines and rows that could not be understood; a bulk event was given, or the log read, instead.")
+	descDropped     = describe("bus_dropped_total", "Raw notifications that were dropped: no room, no valid event, or nobody there yet.")
+	descPruned      = describe("bus_pruned_total", "Records that this worker pruned.")
 )
 
 type collector struct{ server *Server }
@@ -88,6 +99,14 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	}
 	gauge(descPosition, float64(bus.Head.Position))
 	gauge(descSequencing, flag(bus.Sequencing))
+	gauge(descQueue, bus.QueueUsage)
+	for desc, n := range map[*prometheus.Desc]int64{
+		descReconnects: bus.Reconnects, descSteps: bus.Steps, descSequenced: bus.Sequenced, descGaps: bus.Gaps,
+		descLogReads: bus.LogReads, descRewinds: bus.Rewinds, descForged: bus.Forged, descMalformed: bus.Malformed,
+		descDropped: bus.Dropped, descPruned: bus.Pruned,
+	} {
+		count(desc, uint64(n))
+	}
 }
 
 func flag(b bool) float64 {

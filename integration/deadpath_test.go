@@ -186,6 +186,7 @@ func TestPathToPostgresDies(t *testing.T) {
 			path, over := startDeadPath(t, database)
 			w := startWorker(t, over, "w1")
 			clients, begin := dialSixEach(t, []*worker{w}, topics)
+			warm(t, w)
 			broadcast(t, conn, `"first"`)
 			for _, c := range clients {
 				c.waitData(t, `"first"`)
@@ -205,11 +206,7 @@ func TestPathToPostgresDies(t *testing.T) {
 			default:
 				path.dieOn(dies.on)
 			}
-			// More than a worker has connections for.
-			var answers []<-chan posted
-			for range 8 {
-				answers = append(answers, post(t, w, `"lost on the way"`))
-			}
+			answers := postMany(t, w, `"lost on the way"`)
 			<-path.died
 			began := time.Now()
 			for _, c := range clients {

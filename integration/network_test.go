@@ -28,6 +28,7 @@ func TestPacketsToPostgresVanish(t *testing.T) {
 	other := startWorker(t, here, "other")
 	clients, begin := dialSixEach(t, []*worker{cut, other}, topics)
 	ofCut, ofOther := clients[:6], clients[6:]
+	warm(t, cut)
 	stop := scribble(t, here)
 	for _, c := range clients {
 		c.waitEvents(t, 50)
@@ -35,11 +36,7 @@ func TestPacketsToPostgresVanish(t *testing.T) {
 
 	wire.cut(t)
 	began, serverTime := time.Now(), timeOf(t, conn)
-	// More than a worker has connections for.
-	var answers []<-chan posted
-	for range 8 {
-		answers = append(answers, post(t, cut, `"lost on the way"`))
-	}
+	answers := postMany(t, cut, `"lost on the way"`)
 	// It needs the log, which cannot be read.
 	late := dial(t, cut, dialling{transport: webSocket, topics: topics, since: oldest})
 	ofOther[0].find(t, "an event after the cut", func(m message) bool { return m.isEvent() && m.At.After(serverTime) })

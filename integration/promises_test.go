@@ -113,6 +113,25 @@ func post(t *testing.T, w *worker, data string) <-chan posted {
 	return answer
 }
 
+// postMany posts more than a worker has connections for.
+func postMany(t *testing.T, w *worker, data string) (answers []<-chan posted) {
+	t.Helper()
+	for range 8 {
+		answers = append(answers, post(t, w, data))
+	}
+	return answers
+}
+
+// warm has a worker open all connections that it may.
+func warm(t *testing.T, w *worker) {
+	t.Helper()
+	for _, answer := range postMany(t, w, `"warm"`) {
+		if p := <-answer; p.code != http.StatusOK {
+			t.Fatalf("%s: a broadcast was answered with %d (%v)", w.name, p.code, p.err)
+		}
+	}
+}
+
 // refused checks that a broadcast was answered with 503, in time.
 func refused(t *testing.T, what string, answer <-chan posted) {
 	t.Helper()

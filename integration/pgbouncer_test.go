@@ -326,10 +326,17 @@ func TestPoolerSwitchedWhileAWorkerRuns(t *testing.T) {
 	broadcast(t, conn, "1")
 	c.waitData(t, "1")
 
-	b.restart(t, "transaction")
+	b.stop(t)
 	c.control(t, "stale")
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
+	// What is seen first is that nobody is there: that must not hide what comes next.
+	poll(ctx, t, "a line in the log about the pooler's absence", func() bool {
+		return strings.Contains(w.log.String(), "cannot listen to Postgres")
+	})
+	if !b.start(t, "transaction") {
+		t.Fatalf("pgbouncer does not start again:\n%s", b.log)
+	}
 	poll(ctx, t, "a line in the log that names the pooler", func() bool {
 		for line := range strings.Lines(w.log.String()) {
 			if strings.Contains(line, "pooler") && (strings.Contains(line, `"WARN"`) || strings.Contains(line, `"ERROR"`)) {

@@ -122,7 +122,7 @@ func TestPayloadSizes(t *testing.T) {
 	pgtest.Exec(t, conn, "create table texts (n int generated always as identity primary key, body text); select trumpet.watch('texts')")
 	a := newAudience(t, url, conn, "dispatch,texts")
 	for name, fill := range fills {
-		t.Run(name, func(t *testing.T) {
+		ok := t.Run(name, func(t *testing.T) {
 			var want []string
 			for _, n := range sizes() {
 				if n <= 20000 || name == "random" { // a megabyte of each would only take time
@@ -166,6 +166,9 @@ func TestPayloadSizes(t *testing.T) {
 				}
 			}))
 		})
+		if !ok {
+			return // the others would wait in vain too
+		}
 	}
 	t.Run("too large", func(t *testing.T) {
 		_, err := conn.Exec(t.Context(), "select trumpet.broadcast('dispatch', to_jsonb(repeat('x', 1048575)))")

@@ -374,7 +374,7 @@ func TestInterleavedTransactions(t *testing.T) {
 		`update steps {"id":1} +`, `update steps {"id":3}`, "broadcast dispatch",
 	}
 	if got := describe(events); !reflect.DeepEqual(got, want) {
-		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+		t.Fatalf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
 	for _, e := range events {
 		if strings.Contains(e.text, "gone") {

@@ -132,36 +132,36 @@ func TestNotificationQueue(t *testing.T) {
 			t.Fatalf("at %v: %+v", usage, f)
 		}
 	}
-	waitForSuspect(t, conn)
+	const holders = " from pg_stat_activity where application_name = 'the holder'"
+	waitFor(t, conn, "select now() - xact_start > interval '2 seconds'"+holders) // or it is none to be suspected
 	f := finding(diagnose(t, conn), "queue", "'the holder'", "idle in transaction")
 	if f == nil || f.Since == nil || len(f.Mend) == 0 {
 		t.Fatalf("%+v", f)
 	}
 	pgtest.Exec(t, conn, f.Mend[0])
-	pgtest.Exec(t, conn, "select pg_notify('anything', 'so that its tail is looked for')")
+	waitFor(t, conn, "select count(*) = 0"+holders)
 	if f := finding(diagnose(t, conn), "queue"); f != nil {
 		t.Errorf("after its mending: %+v", f)
 	}
 }
 
-// waitForSuspect waits until the holder's transaction is long enough to be one.
-func waitForSuspect(t *testing.T, conn *pgx.Conn) {
+func waitFor(t *testing.T, conn *pgx.Conn, condition string) {
 	t.Helper()
 	deadline := time.After(30 * time.Second)
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		var old bool
-		if err := conn.QueryRow(t.Context(), "select now() - xact_start > interval '2 seconds' from pg_stat_activity where application_name = 'the holder'").Scan(&old); err != nil {
-			t.Fatal(err)
+		var ok bool
+		if err := conn.QueryRow(t.Context(), condition).Scan(&ok); err != nil {
+			t.Fatalf("%s: %v", condition, err)
 		}
-		if old {
+		if ok {
 			return
 		}
 		select {
 		case <-tick.C:
 		case <-deadline:
-			t.Fatal("waited in vain for the holder's transaction to be old")
+			t.Fatalf("waited in vain for: %s", condition)
 		}
 	}
 }

@@ -339,7 +339,7 @@ func TestPoolerSwitchedWhileAWorkerRuns(t *testing.T) {
 	}
 	poll(ctx, t, "a line in the log that names the pooler", func() bool {
 		for line := range strings.Lines(w.log.String()) {
-			if strings.Contains(line, "pooler") && (strings.Contains(line, `"WARN"`) || strings.Contains(line, `"ERROR"`)) {
+			if strings.Contains(line, "cannot listen") && strings.Contains(line, "pooler") && (strings.Contains(line, `"WARN"`) || strings.Contains(line, `"ERROR"`)) {
 				return true
 			}
 		}

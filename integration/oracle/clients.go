@@ -45,6 +45,10 @@ var topicSets = [][]string{
 // markers is the topic of what the oracle sends to see whether it arrives.
 const markers = "markers"
 
+// slowBuffer is what the kernel keeps for a slow client: little, but more than a segment on loopback,
+// below which TCP itself crawls.
+const slowBuffer = 128 << 10
+
 // client is one application that follows along. Its goroutine dials, reads and applies; what
 // is below mu is also read by the oracle, and its connection cut.
 type client struct {
@@ -55,7 +59,7 @@ type client struct {
 	manner    manner
 	transport trumpettest.Transport
 	topics    []string
-	tamper    func(trumpettest.Frame) []trumpettest.Frame // tests of the oracle itself
+	tamper    Tamper
 
 	disturbed atomic.Int64 // counts what the oracle, or its manner, did to it
 	following atomic.Bool  // it has a connection that is ready and reads it
@@ -89,16 +93,13 @@ type connection struct {
 
 func newClient(r *run, index int) *client {
 	c := &client{
-		run: r, index: index, manner: mannerOf(index), rng: r.rng(1000 + uint64(index)),
+		run: r, index: index, manner: r.config.manner(index), rng: r.rng(1000 + uint64(index)),
 		transport: []trumpettest.Transport{trumpettest.WebSocket, trumpettest.SSE}[index%2],
 		topics:    append([]string{markers}, topicSets[(index/2)%len(topicSets)]...),
 		views:     map[string]view{}, dirty: map[string]bool{},
 	}
 	if index%20 >= 10 { // so that each manner has both transports
 		c.transport = []trumpettest.Transport{trumpettest.SSE, trumpettest.WebSocket}[index%2]
-	}
-	if r.config.Steady {
-		c.manner = steady
 	}
 	c.name = fmt.Sprintf("client %d (%s, %s, %s)", index, c.transport, c.manner, strings.Join(c.topics[1:], ","))
 	for _, topic := range c.topics {
@@ -142,9 +143,12 @@ func (c *client) dial(ctx context.Context) (*connection, error) {
 	}
 	since := c.last
 	if c.manner == slow {
-		d.ReadBuffer = 4 << 10
+		d.ReadBuffer = slowBuffer
 	}
 	c.mu.Unlock()
+	if c.tamper.Since != nil {
+		d.Since, d.LastEventID = c.tamper.Since(c.last), "" // last is this goroutine's own to change
+	}
 	dialling, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	before := station.sight()
@@ -205,7 +209,7 @@ func (c *client) follow(ctx context.Context, conn *connection) {
 	storming, rest := c.run.storming()
 	act := make(<-chan time.Time)
 	if c.manner != steady && storming {
-		act = time.After(time.Duration(200+c.rng.IntN(8000)) * time.Millisecond)
+		act = time.After(c.restless())
 	}
 	for {
 		c.standStill(ctx)
@@ -216,7 +220,7 @@ func (c *client) follow(ctx context.Context, conn *connection) {
 					return
 				}
 			}
-			act = time.After(time.Duration(3000+c.rng.IntN(8000)) * time.Millisecond)
+			act = time.After(c.restless())
 		default:
 		}
 		frame, err := conn.Next(ctx)
@@ -225,14 +229,18 @@ func (c *client) follow(ctx context.Context, conn *connection) {
 			return
 		}
 		frames := []trumpettest.Frame{frame}
-		if c.tamper != nil {
-			frames = c.tamper(frame)
+		if c.tamper.Receive != nil {
+			frames = c.tamper.Receive(frame)
 		}
 		for _, frame := range frames {
 			c.take(conn, frame)
 		}
 		c.refresh(ctx, conn)
 	}
+}
+
+func (c *client) restless() time.Duration {
+	return 100*time.Millisecond + time.Duration(c.rng.Int64N(int64(c.run.config.Restless)))
 }
 
 // standStill waits while the oracle wants the client not to read.

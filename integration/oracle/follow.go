@@ -3,6 +3,7 @@ package oracle
 import (
 	"encoding/json"
 	"fmt"
+	"sort"
 	"strings"
 	"time"
 
@@ -81,7 +82,10 @@ func (c *client) event(conn *connection, m *trumpettest.Message, id trumpet.Even
 		return breaks(unique, "it got %s before it was told where it begins", id)
 	}
 	if newest := c.stretch.newest(); id.Compare(newest) <= 0 {
-		return breaks(unique, "it got %s, and had been given everything up to %s", id, newest)
+		if i := sort.Search(len(c.stretch.got), func(i int) bool { return c.stretch.got[i].id.Compare(id) >= 0 }); i < len(c.stretch.got) && c.stretch.got[i].id == id {
+			return breaks(unique, "it got %s a second time", id)
+		}
+		return breaks(ordered, "it got %s, and had been given everything up to %s", id, newest)
 	}
 	c.stretch.got = append(c.stretch.got, received{id, sumOf(payload(m)), m.Topic, trumpet.Op(m.Op), m.More})
 	c.last = m.ID

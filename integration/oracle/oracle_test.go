@@ -49,7 +49,7 @@ func TestOracle(t *testing.T) {
 	report, err := Run(t.Context(), Config{
 		Seed: seed(t), Binary: worker, Duration: 14 * time.Second, Longest: 3 * time.Second, Calm: time.Second,
 		Clients: 14, Writers: 2,
-		LiveWithin: 30 * time.Second, // of a machine that does much else
+		Restless: 4 * time.Second, LiveWithin: 30 * time.Second, // of a machine that does much else
 	})
 	if err != nil {
 		t.Error(err)

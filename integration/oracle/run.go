@@ -40,16 +40,23 @@ type Config struct {
 	// Patience is how long all clients may take to have everything when nothing happens any
 	// more; default 60 s.
 	Patience time.Duration
-	// Steady has all clients stay connected unless a fault disturbs them.
-	Steady bool
+	// Restless is how long a client that is not steady goes on as it is, at the most; default 8 s.
+	Restless time.Duration
 	// Progress hears of the run after each rest.
 	Progress func(Report)
 
-	// Tamper makes, for a client, what stands between the wire and the checks. Tests of the oracle
-	// itself corrupt the messages there.
-	Tamper func(client int) func(trumpettest.Frame) []trumpettest.Frame
+	// Tamper makes what stands between a client's wire and the checks.
+	Tamper func(client int) Tamper
 	// AtRest is called before the comparison; it may corrupt what was committed.
 	AtRest func(context.Context, *pgx.Conn) error
+
+	manner func(client int) manner // default mannerOf
+}
+
+// Tamper corrupts what a client says and hears: tests of the oracle itself must see that it finds out.
+type Tamper struct {
+	Since   func(since string) string
+	Receive func(trumpettest.Frame) []trumpettest.Frame
 }
 
 func (c Config) withDefaults() Config {
@@ -69,10 +76,14 @@ func (c Config) withDefaults() Config {
 	def(&c.Calm, 3*time.Second)
 	def(&c.Longest, 12*time.Second)
 	def(&c.LiveWithin, 5*time.Second)
+	def(&c.Restless, 8*time.Second)
 	def(&c.Patience, time.Minute)
 	number(&c.Workers, 2)
 	number(&c.Clients, 20)
 	number(&c.Writers, 3)
+	if c.manner == nil {
+		c.manner = mannerOf
+	}
 	if c.Faults == nil {
 		c.Faults = Kinds()
 	}

@@ -20,9 +20,9 @@ const (
 	noticedWithin = 15 * time.Second // a fault, by who is connected
 	// Live again within 5 s of the fault's end; on a machine that does much else at once this is
 	// given twice the time, because an attempt to connect and the pause after it may take it all.
-	liveWithin = 2 * 5 * time.Second
-	placeWithin   = 40 * time.Second // a vanished client's place is free
-	answerWithin  = 15 * time.Second // a broadcast that Postgres does not confirm
+	liveWithin   = 2 * 5 * time.Second
+	placeWithin  = 40 * time.Second // a vanished client's place is free
+	answerWithin = 15 * time.Second // a broadcast that Postgres does not confirm
 )
 
 // keep reports a time since began, and an error if it is longer than promised.

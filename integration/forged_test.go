@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
@@ -154,6 +155,7 @@ func forgeries(genuine string) []string {
 	return []string{
 		"", "{", "{}", "null", `{"question":"a","worker":"w9"}`, `{"question":"a","worker":"w9","answer":{}}`,
 		"echo ", "noise", "2\tffffffff", "999999999",
+		zeros + "\n" + `{"question":"a","worker":"w9"}`, zeros + "\n" + `{"question":"a","worker":"w9","answer":{}}`,
 		zeros + "\n999999999\n",                   // read up to there
 		zeros + "\n999999999\tffffffff\n",         // a stub
 		flipped + signature[1:] + "\n" + body,     // one bit of the signature
@@ -210,5 +212,51 @@ func TestRawNotificationsOfAStranger(t *testing.T) {
 			t.Errorf("%s would come back with %q", c.name, c.lastID())
 		}
 		c.check(t)
+	}
+}
+
+// Somebody hears the workers' answers and sends each again, many times, while it still counts: no worker is taken for two.
+func TestReplayedAnswers(t *testing.T) {
+	t.Parallel()
+	database, conn := newDatabase(t)
+	workers := []*worker{startWorker(t, database, "w1"), startWorker(t, database, "w2"), startWorker(t, database, "w3")}
+	replayer, sender := stranger(t, database, conn), stranger(t, database, conn)
+	pgtest.Exec(t, replayer, "listen trumpet_workers")
+	ctx, end := context.WithCancel(t.Context())
+	var replaying sync.WaitGroup
+	replayed := 0
+	replaying.Go(func() {
+		seen := map[string]int{}
+		for {
+			n, err := replayer.WaitForNotification(ctx)
+			if err != nil {
+				return
+			}
+			if seen[n.Payload]++; seen[n.Payload] > 1 {
+				continue // our own
+			}
+			for range 5 {
+				if _, err := sender.Exec(ctx, "select pg_notify('trumpet_workers', $1)", n.Payload); err != nil {
+					return
+				}
+				replayed++
+			}
+		}
+	})
+	for range 30 {
+		status := statusOf(t, workers[0])
+		names := map[string]bool{}
+		for _, w := range status.Workers {
+			names[w.Name] = true
+		}
+		if status.Alive != 3 || status.Answered != 3 || len(status.Workers) != 3 || len(names) != 3 {
+			t.Errorf("three workers are %+v", status)
+			break
+		}
+	}
+	end()
+	replaying.Wait()
+	if replayed == 0 {
+		t.Error("nothing was replayed")
 	}
 }

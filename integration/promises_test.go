@@ -35,13 +35,6 @@ func keep(t *testing.T, what string, began time.Time, promised time.Duration) {
 	}
 }
 
-// count is how many messages have come.
-func (c *client) count() int {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return len(c.messages)
-}
-
 // after waits for a message that fits, among those behind the first n, and returns how many messages
 // there are up to it.
 func (c *client) after(t *testing.T, n int, what string, fits func(m message) bool) (found message, upTo int) {

@@ -82,13 +82,12 @@ type client struct {
 // connection is one that a client has or had.
 type connection struct {
 	*trumpettest.Subscriber
-	at      sighting
-	since   string
-	ready   bool
-	reset   bool // since the last ready
-	ours    bool // we cut it
-	ended   string
-	resumed bool
+	at    sighting
+	since string
+	ready bool
+	reset bool // since the last ready
+	ours  bool // we cut it
+	ended string
 }
 
 func newClient(r *run, index int) *client {

@@ -17,8 +17,6 @@ type weather struct {
 	delay    time.Duration // of each piece
 }
 
-func (w weather) fair() bool { return w == weather{} }
-
 // proxy stands between a worker and Postgres. Two goroutines pass on what goes over a connection, one
 // accepts; close waits for all.
 type proxy struct {

@@ -24,6 +24,7 @@ func (r *run) settle(ctx context.Context, last bool) error {
 	if err != nil {
 		return err
 	}
+	r.happens("at rest, %d clients have marker %d", len(present), n)
 	if r.config.AtRest != nil {
 		if err := r.withConn(ctx, func(conn *pgx.Conn) error { return r.config.AtRest(ctx, conn) }); err != nil {
 			return err
@@ -53,6 +54,7 @@ func (r *run) settle(ctx context.Context, last bool) error {
 	for _, s := range r.stations {
 		r.inspect(ctx, s)
 	}
+	r.happens("the rest is over")
 	r.tally.rests.Add(1)
 	return ctx.Err()
 }

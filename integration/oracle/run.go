@@ -238,6 +238,7 @@ func (r *run) blow(ctx context.Context, length time.Duration, weather *rand.Rand
 	r.mu.Lock()
 	r.storm, r.rest = true, make(chan struct{})
 	r.mu.Unlock()
+	r.happens("a storm begins")
 	var writing sync.WaitGroup
 	for _, w := range r.writers {
 		writing.Go(func() { w.write(ctx, storm) })
@@ -245,6 +246,7 @@ func (r *run) blow(ctx context.Context, length time.Duration, weather *rand.Rand
 	r.breakThings(ctx, storm, weather) // it ends what it broke before it returns
 	<-storm.Done()
 	writing.Wait()
+	r.happens("the storm is over")
 	r.mu.Lock()
 	r.storm = false
 	close(r.rest)

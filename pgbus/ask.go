@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 )
@@ -22,25 +23,30 @@ const (
 	// maxQuestions bounds the questions waiting for this worker's answer; further ones are not
 	// answered, and the asker counts this worker as silent.
 	maxQuestions = 16
+	// maxAnswered is how many questions are remembered, so that one that is sent again is not answered again.
+	maxAnswered = 256
 )
 
 // message is a question (Answer nil) or an answer.
 type message struct {
 	Question string          `json:"question"`
 	Worker   string          `json:"worker"`
+	Sender   string          `json:"sender"` // one run of one bus, because names may be equal, and any role can send again what it heard
 	Answer   json.RawMessage `json:"answer,omitempty"`
 }
 
 type answers struct {
 	bus       *Bus
+	sender    string
 	questions chan string
+	answered  []string // the newest questions, which are answered once; the listener's
 
 	mu      sync.Mutex
-	waiting map[string]chan json.RawMessage
+	waiting map[string]chan message
 }
 
 func newAnswers(b *Bus) *answers {
-	return &answers{bus: b, questions: make(chan string, maxQuestions), waiting: make(map[string]chan json.RawMessage)}
+	return &answers{bus: b, sender: rand.Text(), questions: make(chan string, maxQuestions), waiting: make(map[string]chan message)}
 }
 
 // heard takes one notification of channelWorkers. It never waits.
@@ -52,11 +58,12 @@ func (a *answers) heard(payload string) {
 		return
 	}
 	if m.Answer == nil {
-		if a.bus.config.Answer == nil {
+		if a.bus.config.Answer == nil || slices.Contains(a.answered, m.Question) {
 			return
 		}
 		select {
 		case a.questions <- m.Question:
+			a.answered = append(a.answered[max(0, len(a.answered)-maxAnswered+1):], m.Question)
 		default:
 		}
 		return
@@ -65,7 +72,7 @@ func (a *answers) heard(payload string) {
 	defer a.mu.Unlock()
 	if waiter, ok := a.waiting[m.Question]; ok {
 		select {
-		case waiter <- m.Answer:
+		case waiter <- m:
 		default: // more answers than any cluster has workers
 		}
 	}
@@ -90,7 +97,7 @@ func (a *answers) reply(ctx context.Context, question string) error {
 	if len(answer) > maxAnswerBytes {
 		return fmt.Errorf("the answer has %d bytes, at most %d fit", len(answer), maxAnswerBytes)
 	}
-	return a.send(ctx, message{Question: question, Worker: a.bus.config.Worker, Answer: answer})
+	return a.send(ctx, message{Question: question, Worker: a.bus.config.Worker, Sender: a.sender, Answer: answer})
 }
 
 func (a *answers) send(ctx context.Context, m message) error {
@@ -133,7 +140,7 @@ func (b *Bus) Ask(ctx context.Context) (collected []json.RawMessage, alive int, 
 	}
 
 	question := rand.Text()
-	answers := make(chan json.RawMessage, max(alive, 1)+16)
+	answers := make(chan message, 4*max(alive, 1)+64)
 	b.answers.mu.Lock()
 	b.answers.waiting[question] = answers
 	b.answers.mu.Unlock()
@@ -147,10 +154,14 @@ func (b *Bus) Ask(ctx context.Context) (collected []json.RawMessage, alive int, 
 	}
 	timer := time.NewTimer(askTimeout)
 	defer timer.Stop()
+	heard := make(map[string]bool)
 	for len(collected) < alive {
 		select {
-		case answer := <-answers:
-			collected = append(collected, answer)
+		case m := <-answers:
+			if !heard[m.Sender] {
+				heard[m.Sender] = true
+				collected = append(collected, m.Answer)
+			}
 		case <-timer.C:
 			return collected, alive, nil
 		case <-ctx.Done():

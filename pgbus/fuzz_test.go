@@ -48,8 +48,8 @@ func FuzzHeard(f *testing.F) {
 	}
 	bus.secret.Store(&fuzzSecret)
 	f.Fuzz(func(t *testing.T, body string) {
-		waiter := make(chan json.RawMessage, 1)
-		bus.answers.waiting = map[string]chan json.RawMessage{"Q": waiter}
+		waiter := make(chan message, 1)
+		bus.answers.waiting, bus.answers.answered = map[string]chan message{"Q": waiter}, nil
 		before := bus.status.forged.Load()
 		bus.answers.heard(body)
 		if bus.status.forged.Load() != before+1 && !strings.HasPrefix(body, signature(fuzzSecret, body[min(33, len(body)):])) {
@@ -65,7 +65,7 @@ func FuzzHeard(f *testing.F) {
 		if counted := bus.status.forged.Load() != before; counted == isMessage {
 			t.Errorf("%q, signed: counted as forged is %v", body, counted)
 		}
-		if len(waiter) > 0 && (!isMessage || m.Question != "Q" || !bytes.Equal(<-waiter, m.Answer)) {
+		if len(waiter) > 0 && (!isMessage || m.Question != "Q" || !bytes.Equal((<-waiter).Answer, m.Answer)) {
 			t.Errorf("%q, signed, gave an answer", body)
 		}
 		for len(bus.answers.questions) > 0 {

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/coreos/go-systemd/v22/activation"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
@@ -22,6 +23,7 @@ import (
 type serveFlags struct {
 	database       databaseFlags
 	listen         string
+	listenGiven    bool
 	auth           oneOf
 	insecure       bool
 	worker         string
@@ -42,11 +44,15 @@ func newServe(io streams) *cobra.Command {
 database; none is special.
 
 SIGTERM or Ctrl-C drains: clients are sent to other workers over the time of --drain. A second
-one ends it at once.`,
+one ends it at once.
+
+Started by systemd with a socket, it serves that one; --listen, if it is given, must be the same.
+It tells systemd when it is ready and when it drains (Type=notify).`,
 		Example: `  trumpet serve --database-url postgres://trumpet_worker@/app
   TRUMPET_LISTEN=127.0.0.1:8767 trumpet serve`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
+			f.listenGiven = c.Flags().Changed("listen")
 			if err := f.check(); err != nil {
 				return usageError{err}
 			}
@@ -82,9 +88,8 @@ func (f *serveFlags) check() error {
 	if f.auth.value == "jwt" {
 		return fmt.Errorf("--auth jwt is not in this version yet; listen on loopback with --auth none, behind a proxy that knows who may connect")
 	}
-	if !isLoopback(host) && !f.insecure {
-		return fmt.Errorf("--auth none on %s would let everybody who reaches it read and broadcast; "+
-			"listen on 127.0.0.1 behind a proxy, or add --insecure if that network is yours alone", f.listen)
+	if err := f.checkHost(host, f.listen); err != nil {
+		return err
 	}
 	switch {
 	case f.drain < 0:
@@ -95,6 +100,15 @@ func (f *serveFlags) check() error {
 		return fmt.Errorf("--max-connections %d: at least 1", f.maxConnections)
 	}
 	return nil
+}
+
+// checkHost refuses to serve everybody by mistake.
+func (f *serveFlags) checkHost(host, address string) error {
+	if isLoopback(host) || f.insecure {
+		return nil
+	}
+	return fmt.Errorf("--auth none on %s would let everybody who reaches it read and broadcast; "+
+		"listen on 127.0.0.1 behind a proxy, or add --insecure if that network is yours alone", address)
 }
 
 func addressReason(err error) string {
@@ -114,7 +128,7 @@ func isLoopback(host string) bool {
 }
 
 func (f *serveFlags) serve(ctx context.Context, logger *slog.Logger) error {
-	listener, err := listen(ctx, f.listen)
+	listener, err := f.listener(ctx)
 	if err != nil {
 		return err
 	}
@@ -131,6 +145,7 @@ func (f *serveFlags) serve(ctx context.Context, logger *slog.Logger) error {
 		drain:          f.drain,
 		retention:      f.retention,
 		maxConnections: f.maxConnections,
+		notify:         systemdNotify(logger),
 		logger:         logger.With("worker", name),
 	})
 	if err != nil {
@@ -171,6 +186,22 @@ func defaultName(address net.Addr) string {
 		return address.String()
 	}
 	return net.JoinHostPort(host, port)
+}
+
+// listener is systemd's socket if there is one, else a new one.
+func (f *serveFlags) listener(ctx context.Context) (net.Listener, error) {
+	listener, err := inherited(activation.Files(true))
+	if err != nil {
+		return nil, usageError{err}
+	}
+	if listener == nil {
+		return listen(ctx, f.listen)
+	}
+	if err := f.checkInherited(listener.Addr()); err != nil {
+		listener.Close()
+		return nil, usageError{err}
+	}
+	return listener, nil
 }
 
 // listen opens a TCP port, or says what to do.

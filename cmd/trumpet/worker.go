@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/julienschmidt/httprouter"
 	"golang.org/x/sync/errgroup"
 
@@ -28,6 +29,7 @@ type workerConfig struct {
 	drain          time.Duration
 	retention      time.Duration
 	maxConnections int
+	notify         func(state string) // tells systemd; nil tells nobody
 	logger         *slog.Logger
 	routes         map[string]http.Handler // "GET /path", beside the server's own
 }
@@ -38,6 +40,7 @@ type worker struct {
 	hub      *hub.Hub
 	bus      *pgbus.Bus
 	server   *server.Server
+	notify   func(state string)
 	logger   *slog.Logger
 	ready    *readySink
 }
@@ -50,7 +53,7 @@ func newWorker(c workerConfig) (*worker, error) {
 		return nil, err
 	}
 	w := &worker{
-		listener: c.listener, hub: fanout, logger: c.logger,
+		listener: c.listener, hub: fanout, notify: c.notify, logger: c.logger,
 		ready: &readySink{Hub: fanout, live: make(chan struct{})},
 	}
 	w.bus, err = pgbus.New(pgbus.Config{
@@ -115,10 +118,26 @@ func (w *worker) run(ctx context.Context) error {
 		defer stopBus()
 		return w.server.Serve(ctx, w.listener)
 	})
+	group.Go(func() error {
+		w.tell(ctx)
+		return nil
+	})
 	w.logger.Info("serving", "address", w.listener.Addr().String(), "version", versionText())
 	err := group.Wait()
 	w.logger.Info("stopped")
 	return err
+}
+
+// tell tells systemd when the bus is live for the first time, and when ctx ends.
+func (w *worker) tell(ctx context.Context) {
+	if w.notify == nil {
+		return
+	}
+	if w.waitReady(ctx) == nil {
+		w.notify(daemon.SdNotifyReady)
+	}
+	<-ctx.Done()
+	w.notify(daemon.SdNotifyStopping)
 }
 
 // close ends a worker that never ran.

@@ -35,6 +35,8 @@ var (
 	descBytes       = describe("sent_bytes_total", "Bytes written to clients.")
 	descWrites      = describe("writes_total", "Write system calls to clients.")
 	descEndings     = describe("endings_total", "Clients sent away, by reason.", "ending")
+	descRefused     = describe("refused_total", "Newcomers for whom there was no place, by bound.", "bound")
+	descGateWaits   = describe("accept_waits_total", "How often newcomers had to wait because too many connections were no clients.")
 	descResets      = describe("resets_total", "Clients told to fetch their state anew, by reason.", "reason")
 	descResumes     = describe("resumes_total", "Clients that came back and missed nothing, by where that was read.", "from")
 	descLogPages    = describe("log_pages_total", "Pages of the log read for clients that came back.")
@@ -84,6 +86,11 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	count(descWrites, stats.Writes)
 	for ending, n := range stats.Endings {
 		count(descEndings, n, ending)
+	}
+	count(descRefused, c.server.places.full.Load(), "total")
+	count(descRefused, c.server.places.crowded.Load(), "address")
+	if gate := c.server.gate.Load(); gate != nil {
+		count(descGateWaits, gate.waits.Load())
 	}
 	for reason, n := range stats.Resets {
 		count(descResets, n, string(reason))

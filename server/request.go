@@ -43,20 +43,3 @@ func client(w http.ResponseWriter, r *http.Request, format wire.Format, topics [
 	c.Resume, c.Since = true, id
 	return c, true
 }
-
-// admit counts a connection in, or says why it is sent away. The caller calls leave in any
-// case.
-func (s *Server) admit() (refusal *trumpet.Ending) {
-	switch {
-	case s.connections.Add(1) > int64(s.config.MaxConnections):
-		refusal = &trumpet.EndingLimit
-	case s.draining.Load():
-		refusal = &trumpet.EndingDraining
-	default:
-		return nil
-	}
-	s.config.Hub.CountEnding(*refusal)
-	return refusal
-}
-
-func (s *Server) leave() { s.connections.Add(-1) }

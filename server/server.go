@@ -15,6 +15,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"sync"
 	"sync/atomic"
@@ -88,6 +89,13 @@ type Config struct {
 	AllowedOrigins []string
 	// MaxConnections bounds WebSockets and streams together; default 20,000.
 	MaxConnections int
+	// MaxConnectionsPerAddress bounds those of one address; zero is no bound.
+	MaxConnectionsPerAddress int
+	// TrustedProxies are believed what they say in X-Forwarded-For.
+	TrustedProxies []netip.Prefix
+	// Headroom bounds TCP connections that are no clients: requests, newcomers, and, for a quarter of
+	// it, those who are told that there is no place for them; at least 2, default 1,024.
+	Headroom int
 	// Drain is over how long clients are sent away at the end; default 5 s.
 	Drain time.Duration
 	// Mount adds routes, for the demo.
@@ -98,6 +106,7 @@ func (c Config) withDefaults() Config {
 	c.Worker = cmp.Or(c.Worker, "worker")
 	c.Version = cmp.Or(c.Version, "devel")
 	c.MaxConnections = cmp.Or(c.MaxConnections, 20_000)
+	c.Headroom = cmp.Or(c.Headroom, 1024)
 	c.Drain = cmp.Or(c.Drain, 5*time.Second)
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
@@ -109,8 +118,8 @@ func (c Config) validate() error {
 	if c.Hub == nil || c.Publisher == nil || c.Cluster == nil {
 		return errors.New("configure server: hub, publisher and cluster are required")
 	}
-	if c.MaxConnections < 0 || c.Drain < 0 {
-		return errors.New("configure server: max connections and drain cannot be negative")
+	if c.MaxConnections < 0 || c.MaxConnectionsPerAddress < 0 || c.Headroom < 2 || c.Drain < 0 {
+		return errors.New("configure server: max connections and drain cannot be negative, and headroom is at least 2")
 	}
 	for _, origin := range c.AllowedOrigins {
 		u, err := url.Parse(origin)
@@ -129,7 +138,9 @@ type Server struct {
 	census  census
 
 	draining    atomic.Bool
-	connections atomic.Int64 // WebSockets and streams, for MaxConnections
+	places      *places
+	gate        atomic.Pointer[gate] // once Serve was called
+	warnAddress sync.Once
 	readers     sync.WaitGroup
 
 	mu      sync.Mutex
@@ -143,7 +154,12 @@ func New(config Config) (*Server, error) {
 	if err := config.validate(); err != nil {
 		return nil, err
 	}
-	s := &Server{config: config, posts: http.NewCrossOriginProtection(), sockets: make(map[net.Conn]struct{})}
+	s := &Server{
+		config:  config,
+		places:  newPlaces(config.MaxConnections, config.MaxConnectionsPerAddress, config.Headroom/4),
+		posts:   http.NewCrossOriginProtection(),
+		sockets: make(map[net.Conn]struct{}),
+	}
 	for _, origin := range config.AllowedOrigins {
 		if err := s.posts.AddTrustedOrigin(origin); err != nil {
 			return nil, fmt.Errorf("configure server: allow origin %q: %w", origin, err)
@@ -160,7 +176,10 @@ func (s *Server) Handler() http.Handler { return s.handler }
 // Serve serves until ctx ends; then it sends all clients away, spread over Config.Drain,
 // and returns when everything has ended.
 func (s *Server) Serve(ctx context.Context, listener net.Listener) error {
+	gate := newGate(listener, s.config.Headroom-s.config.Headroom/4, s.config.Logger)
+	s.gate.Store(gate)
 	httpServer := &http.Server{
+		ConnState:         gate.note,
 		Handler:           s.handler,
 		ReadHeaderTimeout: readHeaderTimeout,
 		ReadTimeout:       readTimeout,
@@ -171,7 +190,7 @@ func (s *Server) Serve(ctx context.Context, listener net.Listener) error {
 		ErrorLog: slog.NewLogLogger(s.config.Logger.Handler(), slog.LevelDebug),
 	}
 	served := make(chan error, 1)
-	go func() { served <- httpServer.Serve(listener) }()
+	go func() { served <- httpServer.Serve(gate) }()
 
 	var failed error
 	select {

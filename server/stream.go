@@ -4,6 +4,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"net/http"
+	"net/netip"
 	"time"
 
 	"github.com/julienschmidt/httprouter"
@@ -26,6 +27,7 @@ func (s *Server) stream(w http.ResponseWriter, r *http.Request, _ httprouter.Par
 	if !ok {
 		return
 	}
+	from := clientAddress(r, s.config.TrustedProxies)
 	h := w.Header()
 	h.Set("Content-Type", "text/event-stream")
 	h.Set("Cache-Control", "no-store, no-transform")
@@ -36,29 +38,33 @@ func (s *Server) stream(w http.ResponseWriter, r *http.Request, _ httprouter.Par
 		conn, early, err := hijack(w)
 		switch {
 		case err == nil:
-			s.serveHijacked(socket.New(conn, socket.Config{Early: early, HalfClose: true, Patience: patience}), h, client)
+			s.serveHijacked(socket.New(conn, socket.Config{Early: early, HalfClose: true, Patience: patience}), h, client, from)
 			return
 		case !errors.Is(err, http.ErrNotSupported):
 			return
 		}
 	}
-	s.serveResponse(w, r, client)
+	s.serveResponse(w, r, client, from)
 }
 
 // serveHijacked writes the response's head itself; the stream ends with the connection.
-func (s *Server) serveHijacked(conn *socket.Conn, h http.Header, client hub.Client) {
+func (s *Server) serveHijacked(conn *socket.Conn, h http.Header, client hub.Client, from netip.Addr) {
 	h.Set("Connection", "close")
 	h.Set("Date", time.Now().UTC().Format(http.TimeFormat))
 	head := appendHead(make([]byte, 0, 512), h)
 	head = wire.AppendRetry(head, retry())
 	client.Socket = conn
 	s.reading(conn, func() {
-		defer s.leave()
-		refusal := s.admit()
+		admission := s.admit(from)
+		defer admission.place.leave()
+		defer conn.Close()
+		if admission.silent {
+			return
+		}
+		refusal := admission.refusal
 		if refusal != nil {
 			head = wire.AppendEnding(head, wire.SSE, *refusal)
 		}
-		defer conn.Close()
 		if say(conn, head) != nil {
 			return
 		}
@@ -103,11 +109,15 @@ func appendHead(dst []byte, h http.Header) []byte {
 }
 
 // serveResponse serves a stream that cannot be hijacked. The handler stays.
-func (s *Server) serveResponse(w http.ResponseWriter, r *http.Request, client hub.Client) {
-	defer s.leave()
+func (s *Server) serveResponse(w http.ResponseWriter, r *http.Request, client hub.Client, from netip.Addr) {
+	admission := s.admit(from)
+	defer admission.place.leave()
+	if admission.silent {
+		panic(http.ErrAbortHandler)
+	}
 	stream := socket.NewStream(w, patience)
 	hello := wire.AppendRetry(nil, retry())
-	refusal := s.admit()
+	refusal := admission.refusal
 	if refusal != nil {
 		hello = wire.AppendEnding(hello, wire.SSE, *refusal)
 	}

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"strings"
 	"time"
 
@@ -103,7 +104,8 @@ func (s *Server) websocket(topics []string) httprouter.Handle {
 		reader.socket = up.conn
 		reader.library.SetReadLimit(wire.MaxClientFrame)
 		client.Socket = up.conn
-		s.reading(up.conn, func() { reader.run(client) })
+		from := clientAddress(r, s.config.TrustedProxies)
+		s.reading(up.conn, func() { reader.run(client, from) })
 		// The handler returns, which frees the request and the HTTP server's buffers.
 	}
 }
@@ -125,9 +127,10 @@ type socketReader struct {
 	conn    hubConn
 }
 
-func (r *socketReader) run(client hub.Client) {
-	defer r.server.leave()
-	refusal := r.server.admit()
+func (r *socketReader) run(client hub.Client, from netip.Addr) {
+	admission := r.server.admit(from)
+	defer admission.place.leave()
+	refusal := admission.refusal
 	if refusal == nil {
 		conn, err := r.server.config.Hub.Attach(client)
 		if err != nil {
@@ -137,9 +140,12 @@ func (r *socketReader) run(client hub.Client) {
 			r.socket.OnBlocked(conn.Blocked)
 		}
 	}
-	if refusal != nil {
+	if refusal != nil && !admission.silent {
 		_ = say(r.socket, wire.AppendEnding(nil, wire.WebSocket, *refusal))
 		r.socket.Finish()
+	}
+	if admission.silent {
+		_ = r.socket.Close()
 	}
 	err := r.read()
 	if r.conn.Conn != nil {

@@ -32,6 +32,8 @@ type serveFlags struct {
 	drain          time.Duration
 	retention      time.Duration
 	maxConnections int
+	maxPerAddress  int
+	trustedProxies prefixFlag
 	logs           logFlags
 }
 
@@ -74,8 +76,10 @@ It tells systemd when it is ready and when it drains (Type=notify).`,
 	flags.DurationVar(&f.drain, "drain", 5*time.Second, "at the end, send clients away spread over this time")
 	flags.DurationVar(&f.retention, "retention", 24*time.Hour, "keep the log this long for clients that come back")
 	flags.IntVar(&f.maxConnections, "max-connections", 20000, "refuse more than `n` clients")
+	flags.IntVar(&f.maxPerAddress, "max-connections-per-address", 1000, "refuse more than `n` clients from one address; 0 is no bound")
+	f.trustedProxies.add(flags)
 	f.logs.add(flags, "info")
-	withTwin(flags, "listen", "auth", "insecure", "worker", "allow-origin", "drain", "retention", "max-connections")
+	withTwin(flags, "listen", "auth", "insecure", "worker", "allow-origin", "drain", "retention", "max-connections", "max-connections-per-address")
 	return command
 }
 
@@ -98,6 +102,8 @@ func (f *serveFlags) check() error {
 		return fmt.Errorf("--retention %v: at least 1m, or clients that reconnect cannot go on", f.retention)
 	case f.maxConnections < 1:
 		return fmt.Errorf("--max-connections %d: at least 1", f.maxConnections)
+	case f.maxPerAddress < 0:
+		return fmt.Errorf("--max-connections-per-address %d: at least 1, or 0 for no bound", f.maxPerAddress)
 	}
 	return nil
 }
@@ -136,6 +142,7 @@ func (f *serveFlags) serve(ctx context.Context, logger *slog.Logger) error {
 	if name == "" {
 		name = defaultName(listener.Addr())
 	}
+	clients, headroom := fitDescriptors(f.maxConnections, logger)
 	w, err := newWorker(workerConfig{
 		database:       f.database.url,
 		name:           name,
@@ -144,7 +151,10 @@ func (f *serveFlags) serve(ctx context.Context, logger *slog.Logger) error {
 		allowOrigins:   f.allowOrigins,
 		drain:          f.drain,
 		retention:      f.retention,
-		maxConnections: f.maxConnections,
+		maxConnections: clients,
+		headroom:       headroom,
+		maxPerAddress:  f.maxPerAddress,
+		trustedProxies: f.trustedProxies.prefixes,
 		notify:         systemdNotify(logger),
 		logger:         logger.With("worker", name),
 	})
@@ -212,6 +222,55 @@ func listen(ctx context.Context, address string) (net.Listener, error) {
 		return nil, fmt.Errorf("cannot listen on %s: %w", address, innermost(err))
 	}
 	return listener, nil
+}
+
+// prefixFlag are networks whose X-Forwarded-For is believed.
+type prefixFlag struct{ prefixes []netip.Prefix }
+
+func (p *prefixFlag) add(flags *pflag.FlagSet) {
+	p.prefixes = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}
+	flags.Var(p, "trusted-proxies", "believe X-Forwarded-For of proxies in these networks, 10.0.0.5,10.1.0.0/16; an empty list believes none")
+	withTwin(flags, "trusted-proxies")
+}
+
+func (p *prefixFlag) String() string {
+	texts := make([]string, len(p.prefixes))
+	for i, prefix := range p.prefixes {
+		texts[i] = prefix.String()
+	}
+	return strings.Join(texts, ",")
+}
+
+func (p *prefixFlag) Type() string { return "networks" }
+func (p *prefixFlag) Set(value string) error {
+	p.prefixes = nil
+	if strings.TrimSpace(value) == "" {
+		return nil
+	}
+	for text := range strings.SplitSeq(value, ",") {
+		prefix, err := parseNetwork(strings.TrimSpace(text))
+		if err != nil {
+			return err
+		}
+		p.prefixes = append(p.prefixes, prefix)
+	}
+	return nil
+}
+
+// parseNetwork reads a network, or an address as the network of that one.
+func parseNetwork(text string) (netip.Prefix, error) {
+	if address, err := netip.ParseAddr(text); err == nil {
+		address = address.Unmap().WithZone("")
+		return netip.PrefixFrom(address, address.BitLen()), nil
+	}
+	prefix, err := netip.ParsePrefix(text)
+	if err != nil {
+		return netip.Prefix{}, fmt.Errorf("%q is no network; write 10.0.0.5 or 10.1.0.0/16", text)
+	}
+	if prefix.Masked() != prefix {
+		return netip.Prefix{}, fmt.Errorf("%s has bits set beyond its length; is %s meant?", prefix, prefix.Masked())
+	}
+	return prefix, nil
 }
 
 // channelFlag are the channels on which a raw NOTIFY is heard.

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"strings"
 	"sync"
 	"time"
@@ -29,6 +30,9 @@ type workerConfig struct {
 	drain          time.Duration
 	retention      time.Duration
 	maxConnections int
+	maxPerAddress  int // zero is no bound
+	trustedProxies []netip.Prefix
+	headroom       int                // TCP connections that are no clients; zero is the server's default
 	notify         func(state string) // tells systemd; nil tells nobody
 	logger         *slog.Logger
 	routes         map[string]http.Handler // "GET /path", beside the server's own
@@ -71,16 +75,19 @@ func newWorker(c workerConfig) (*worker, error) {
 	}
 	fanout.UseLog(w.bus)
 	w.server, err = server.New(server.Config{
-		Worker:         c.name,
-		Version:        versionText(),
-		Hub:            fanout,
-		Publisher:      w.bus,
-		Cluster:        cluster{w.bus},
-		Logger:         c.logger,
-		AllowedOrigins: c.allowOrigins,
-		MaxConnections: c.maxConnections,
-		Drain:          max(c.drain, 1), // zero would be the server's default
-		Mount:          mount(c.routes),
+		Worker:                   c.name,
+		Version:                  versionText(),
+		Hub:                      fanout,
+		Publisher:                w.bus,
+		Cluster:                  cluster{w.bus},
+		Logger:                   c.logger,
+		AllowedOrigins:           c.allowOrigins,
+		MaxConnections:           c.maxConnections,
+		MaxConnectionsPerAddress: c.maxPerAddress,
+		TrustedProxies:           c.trustedProxies,
+		Headroom:                 c.headroom,
+		Drain:                    max(c.drain, 1), // zero would be the server's default
+		Mount:                    mount(c.routes),
 	})
 	if err != nil {
 		fanout.Close()

@@ -40,6 +40,8 @@ type dialling struct {
 	since       string
 	lastEventID string
 	path        string // default /ws or /api/stream
+
+	forwardedFor string
 }
 
 // client is one connection and all that came over it. One goroutine reads.
@@ -64,7 +66,7 @@ func dial(t *testing.T, w *worker, d dialling) *client {
 	opening, opened := context.WithTimeout(t.Context(), patience)
 	defer opened()
 	subscriber, err := trumpettest.Dial(opening, w.addr, trumpettest.Dialling{
-		Transport: d.transport, Topics: d.topics, Since: d.since, LastEventID: d.lastEventID, Path: d.path,
+		Transport: d.transport, Topics: d.topics, Since: d.since, LastEventID: d.lastEventID, Path: d.path, ForwardedFor: d.forwardedFor,
 	})
 	if err != nil {
 		t.Fatalf("%s: %v", c.name, err)
@@ -246,9 +248,14 @@ func (c *client) check(t *testing.T) {
 // waitEnd waits for what finish sent.
 func (c *client) waitEnd(t *testing.T) { t.Helper(); c.waitData(t, endOfTest) }
 
-// first is the first message of all.
-func (c *client) first() message {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.messages[0]
+// first waits for the first message of all; there is none if the connection ended without one.
+func (c *client) first(t *testing.T) (first message) {
+	t.Helper()
+	c.wait(t, "a first message, or the end", func() bool {
+		if len(c.messages) > 0 {
+			first = c.messages[0]
+		}
+		return len(c.messages) > 0 || c.err != nil
+	})
+	return first
 }

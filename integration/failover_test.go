@@ -209,7 +209,7 @@ func TestFailOverLosesATail(t *testing.T) {
 				for _, id := range lostIDs {
 					back := dial(t, w, dialling{transport: transport, topics: "jobs", since: id})
 					ready := back.ready(t)
-					if first := back.first(); first.Type != "reset" || first.Reason != "unknown" || ready.Resumed {
+					if first := back.first(t); first.Type != "reset" || first.Reason != "unknown" || ready.Resumed {
 						t.Errorf("%s, %s, with the lost id %s: %s, then %s", when, back.name, id, first.text, ready.text)
 					}
 					back.drop()
@@ -383,7 +383,7 @@ func TestRestoredElsewhere(t *testing.T) {
 	for _, w := range workers {
 		back := dial(t, w, dialling{transport: sse, topics: topics, since: before})
 		ready := back.ready(t)
-		if first := back.first(); first.Type != "reset" || ready.Resumed {
+		if first := back.first(t); first.Type != "reset" || ready.Resumed {
 			t.Errorf("%s came back with an id of the old cluster: %s, then %s", back.name, first.text, ready.text)
 		}
 	}

@@ -137,7 +137,7 @@ func TestReset(t *testing.T) {
 			}
 			c := dial(t, test.worker, d)
 			ready := c.ready(t)
-			reset := c.first()
+			reset := c.first(t)
 			if reset.Type != "reset" || reset.Reason != test.reason || mustParse(t, reset.ID).Compare(mustParse(t, newest)) < 0 {
 				t.Errorf("%s, %s: first came %s", test.name, c.name, reset.text)
 			}

@@ -7,13 +7,17 @@ import (
 	"net/http"
 	"sync"
 	"sync/atomic"
+	"time"
 )
+
+// gateGrace is how long a newcomer may keep others waiting before it has said what it wants.
+const gateGrace = 500 * time.Millisecond
 
 // gate bounds the TCP connections that are no clients: those that have not said yet what they
 // want, requests, and what is kept open after one. Clients have a bound of their own, and must not lose
 // their descriptors, nor Postgres its own, to whoever opens connections and says nothing. While the
-// gate is full, newcomers wait in the kernel's queue; connections that are only kept open make room, and
-// those that do not send a request are ended by the HTTP server's time-outs.
+// gate is full, newcomers wait in the kernel's queue; room is made by whoever is only kept open, and by who
+// has been here for longest, beyond gateGrace, without a whole request.
 type gate struct {
 	net.Listener
 	logger *slog.Logger
@@ -23,16 +27,30 @@ type gate struct {
 	waits  atomic.Uint64 // how often newcomers had to wait
 	warn   sync.Once
 
-	mu   sync.Mutex
-	idle *list.List // kept open after a request, the longest first
-	seat map[net.Conn]*list.Element
+	mu      sync.Mutex
+	waiting bool       // somebody waits for a slot
+	idle    *list.List // of quiet; kept open after a request, the longest first
+	fresh   *list.List // of quiet; no whole request yet, the oldest first
+	seats   map[net.Conn]seat
+}
+
+// quiet is a connection that wants nothing.
+type quiet struct {
+	conn  net.Conn
+	since time.Time
+}
+
+// seat is where a connection stands in one of the lists.
+type seat struct {
+	in *list.List
+	at *list.Element
 }
 
 func newGate(listener net.Listener, most int, logger *slog.Logger) *gate {
 	return &gate{
 		Listener: listener, logger: logger,
 		slots: make(chan struct{}, most), closed: make(chan struct{}),
-		idle: list.New(), seat: make(map[net.Conn]*list.Element),
+		idle: list.New(), fresh: list.New(), seats: make(map[net.Conn]seat),
 	}
 }
 
@@ -42,14 +60,7 @@ func (g *gate) Accept() (net.Conn, error) {
 	select {
 	case g.slots <- struct{}{}:
 	default:
-		g.waits.Add(1)
-		g.warn.Do(func() {
-			g.logger.Warn("too many connections that are no clients: newcomers wait until some have ended; further times are only counted", "most", cap(g.slots))
-		})
-		g.evict()
-		select {
-		case g.slots <- struct{}{}:
-		case <-g.closed:
+		if !g.waitForSlot() {
 			return nil, net.ErrClosed
 		}
 	}
@@ -61,37 +72,81 @@ func (g *gate) Accept() (net.Conn, error) {
 	return conn, nil
 }
 
+// waitForSlot makes room until a slot is taken; false if the gate was closed.
+func (g *gate) waitForSlot() bool {
+	g.waits.Add(1)
+	g.warn.Do(func() {
+		g.logger.Warn("too many connections that are no clients: newcomers wait until some have ended; further times are only counted", "most", cap(g.slots))
+	})
+	defer func() {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		g.waiting = false
+	}()
+	for {
+		timer := time.NewTimer(g.makeRoom())
+		select {
+		case g.slots <- struct{}{}:
+			timer.Stop()
+			return true
+		case <-g.closed:
+			timer.Stop()
+			return false
+		case <-timer.C:
+		}
+	}
+}
+
+// makeRoom ends a connection that may be ended, and returns when to try again if that does not help.
+func (g *gate) makeRoom() time.Duration {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.waiting = true
+	if oldest := g.idle.Front(); oldest != nil {
+		g.end(oldest)
+		return gateGrace
+	}
+	oldest := g.fresh.Front()
+	if oldest == nil {
+		return gateGrace
+	}
+	if left := gateGrace - time.Since(oldest.Value.(quiet).since); left > 0 {
+		return left
+	}
+	g.end(oldest)
+	return gateGrace
+}
+
+// end closes a connection, of which the HTTP server then tells note.
+func (g *gate) end(at *list.Element) {
+	conn := at.Value.(quiet).conn
+	g.leave(conn)
+	_ = conn.Close()
+}
+
+func (g *gate) leave(conn net.Conn) {
+	if seat, ok := g.seats[conn]; ok {
+		seat.in.Remove(seat.at)
+		delete(g.seats, conn)
+	}
+}
+
 // note is the HTTP server's ConnState.
 func (g *gate) note(conn net.Conn, state http.ConnState) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if seat, ok := g.seat[conn]; ok {
-		g.idle.Remove(seat)
-		delete(g.seat, conn)
-	}
+	g.leave(conn)
 	switch state {
+	case http.StateNew:
+		g.seats[conn] = seat{g.fresh, g.fresh.PushBack(quiet{conn, time.Now()})}
 	case http.StateIdle:
-		g.seat[conn] = g.idle.PushBack(conn)
-		if len(g.slots) == cap(g.slots) {
-			g.evictLocked()
+		at := g.idle.PushBack(quiet{conn, time.Now()})
+		g.seats[conn] = seat{g.idle, at}
+		if g.waiting {
+			g.end(at)
 		}
 	case http.StateHijacked, http.StateClosed:
 		<-g.slots
-	}
-}
-
-// evict closes the connection that has been kept open for longest without a request.
-func (g *gate) evict() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.evictLocked()
-}
-
-func (g *gate) evictLocked() {
-	if oldest := g.idle.Front(); oldest != nil {
-		conn := g.idle.Remove(oldest).(net.Conn)
-		delete(g.seat, conn)
-		_ = conn.Close()
 	}
 }
 

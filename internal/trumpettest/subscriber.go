@@ -75,6 +75,8 @@ type Dialling struct {
 	Since       string
 	LastEventID string // SSE only
 	Path        string // default /ws or /api/stream
+	// ForwardedFor is what a proxy would say in X-Forwarded-For.
+	ForwardedFor string
 	// ReadBuffer is what the kernel keeps of what was not read; 0 is its own default.
 	ReadBuffer int
 }
@@ -128,9 +130,9 @@ func Dial(ctx context.Context, address string, d Dialling) (*Subscriber, error) 
 	var err error
 	switch d.Transport {
 	case WebSocket:
-		err = s.openSocket(ctx, client, target)
+		err = s.openSocket(ctx, client, target, d)
 	case SSE:
-		err = s.openStream(ctx, client, target, d.LastEventID)
+		err = s.openStream(ctx, client, target, d)
 	default:
 		err = fmt.Errorf("no transport %q", d.Transport)
 	}
@@ -141,8 +143,20 @@ func Dial(ctx context.Context, address string, d Dialling) (*Subscriber, error) 
 	return s, nil
 }
 
-func (s *Subscriber) openSocket(ctx context.Context, client *http.Client, target string) error {
-	conn, response, err := websocket.Dial(ctx, target, &websocket.DialOptions{HTTPClient: client})
+// header is what a client sends beside what HTTP needs.
+func (d Dialling) header() http.Header {
+	h := http.Header{}
+	if d.LastEventID != "" {
+		h.Set("Last-Event-ID", d.LastEventID)
+	}
+	if d.ForwardedFor != "" {
+		h.Set("X-Forwarded-For", d.ForwardedFor)
+	}
+	return h
+}
+
+func (s *Subscriber) openSocket(ctx context.Context, client *http.Client, target string, d Dialling) error {
+	conn, response, err := websocket.Dial(ctx, target, &websocket.DialOptions{HTTPClient: client, HTTPHeader: d.header()})
 	if err != nil {
 		return err
 	}
@@ -151,17 +165,15 @@ func (s *Subscriber) openSocket(ctx context.Context, client *http.Client, target
 	return nil
 }
 
-func (s *Subscriber) openStream(ctx context.Context, client *http.Client, target, lastEventID string) error {
+func (s *Subscriber) openStream(ctx context.Context, client *http.Client, target string, d Dialling) error {
 	// The request must not end with ctx, which bounds the opening alone.
 	stop := context.AfterFunc(ctx, s.end)
 	request, err := http.NewRequestWithContext(s.life, http.MethodGet, target, nil)
 	if err != nil {
 		return err
 	}
+	request.Header = d.header()
 	request.Header.Set("Accept", "text/event-stream")
-	if lastEventID != "" {
-		request.Header.Set("Last-Event-ID", lastEventID)
-	}
 	response, err := client.Do(request)
 	if err != nil {
 		return err

@@ -236,3 +236,31 @@ func TestPathToPostgresDies(t *testing.T) {
 		})
 	}
 }
+
+// The state of all connections is lost in one moment, and new ones work: the worker sees that they do
+// before the heartbeat's answer is overdue, for which alone it would wait 8 s.
+func TestConnectionsAreForgotten(t *testing.T) {
+	t.Parallel()
+	const topics = "jobs,customers,dispatch"
+	database, conn := newDatabase(t)
+	path, over := startDeadPath(t, database)
+	w := startWorker(t, over, "w1")
+	clients, begin := dialSixEach(t, []*worker{w}, topics)
+	warm(t, w)
+	path.die()
+	path.heal()
+	forgotten := time.Now()
+	broadcast(t, conn, `"afterwards"`)
+	for _, c := range clients {
+		c.control(t, "stale")
+		c.waitData(t, `"afterwards"`)
+	}
+	keep(t, "live again after all connections were forgotten", forgotten, answerTimeout-time.Second)
+	truth := finish(t, conn, clients[0])
+	for _, c := range clients {
+		c.waitEnd(t)
+		c.check(t)
+		c.unbroken(t)
+		checkEvents(t, c.name, topics, truth, begin, c.events())
+	}
+}

@@ -23,6 +23,8 @@ const (
 	liveWithin   = 2 * 5 * time.Second
 	placeWithin  = 40 * time.Second // a vanished client's place is free
 	answerWithin = 15 * time.Second // a broadcast that Postgres does not confirm
+	// answerTimeout is how long a worker waits for a heartbeat's answer if nothing else tells it more.
+	answerTimeout = 8 * time.Second
 )
 
 // keep reports a time since began, and an error if it is longer than promised.

@@ -73,6 +73,11 @@ const (
 	// answerTimeout is how long the listening session may take to answer a heartbeat, and
 	// with it and the interval the time after which a silent connection is noticed.
 	answerTimeout = 8 * time.Second
+	// doubtAfter is how long it may take without another connection being tried, to see whether
+	// only this one is dead; probeTimeout bounds such a try, and probePause stands between two.
+	doubtAfter   = time.Second
+	probeTimeout = time.Second
+	probePause   = 250 * time.Millisecond
 	// poolSize bounds the connections for log reads, publishing and answers.
 	poolSize = 4
 	// recentRecords is how far back a worker that starts reads.

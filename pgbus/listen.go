@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -256,9 +257,7 @@ func (b *Bus) receive(ctx context.Context, conn *pgconn.PgConn) error {
 		case err != nil && !pgconn.Timeout(err):
 			return fmt.Errorf("wait for notification: %w", err)
 		}
-		askCtx, cancel := context.WithTimeout(ctx, answerTimeout)
-		now, err := readHead(askCtx, conn)
-		cancel()
+		now, err := b.beat(ctx, conn)
 		if err != nil {
 			return fmt.Errorf("heartbeat: %w", err)
 		}
@@ -273,6 +272,59 @@ func (b *Bus) receive(ctx context.Context, conn *pgconn.PgConn) error {
 		}
 		next = time.Now().Add(jitter(b.config.Heartbeat))
 	}
+}
+
+// beat asks for a heartbeat, and gives up when the answer is overdue, or when another connection is
+// answered meanwhile.
+func (b *Bus) beat(ctx context.Context, conn *pgconn.PgConn) (head, error) {
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	defer cancel()
+	var doubting sync.WaitGroup
+	doubting.Go(func() {
+		if b.othersAreAnswered(ctx) {
+			stop(errDeadPath)
+		}
+	})
+	now, err := readHead(ctx, conn)
+	if errors.Is(context.Cause(ctx), errDeadPath) && err != nil {
+		err = errDeadPath
+	}
+	cancel()
+	doubting.Wait()
+	return now, err
+}
+
+// errDeadPath is a session that is silent while its server is not: what was between the two has
+// forgotten the connection, or the session's process is frozen. Waiting longer would help nobody.
+var errDeadPath = errors.New("the session is silent, though Postgres answers on a new connection")
+
+// othersAreAnswered waits a while, and then connects again and again until that succeeds or ctx ends:
+// the heartbeat was answered, or is overdue.
+func (b *Bus) othersAreAnswered(ctx context.Context) bool {
+	for pause := doubtAfter; sleep(ctx, pause) == nil; pause = probePause {
+		if b.probe(ctx) == nil {
+			return sleep(ctx, probePause) == nil // an answer may have been on its way
+		}
+	}
+	return false
+}
+
+// probe makes a connection, asks Postgres something, and ends it.
+func (b *Bus) probe(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	config := b.conn.Copy()
+	config.RuntimeParams["application_name"] = "trumpet probe " + b.config.Worker
+	config.DialFunc, _ = b.dialer.connection()
+	conn, err := pgconn.ConnectConfig(ctx, &config.Config)
+	if err != nil {
+		return err
+	}
+	defer closeConn(conn)
+	_, err = askRow(ctx, conn, "select 1")
+	return err
 }
 
 // noteQueue keeps how full the notification queue is, and warns before it matters to anybody.

@@ -253,7 +253,7 @@ func (w *worker) upgrade(t *testing.T) (net.Conn, *bufio.Reader) {
 	return conn, read
 }
 
-// closeCode reads short frames until one closes.
+// closeCode reads frames until one closes.
 func closeCode(t *testing.T, read *bufio.Reader) int {
 	t.Helper()
 	for {
@@ -263,14 +263,22 @@ func closeCode(t *testing.T, read *bufio.Reader) int {
 	}
 }
 
-// readFrame reads a short frame.
+// readFrame reads a frame of less than 64 KiB.
 func readFrame(t *testing.T, read *bufio.Reader) (opcode byte, body []byte) {
 	t.Helper()
 	head := make([]byte, 2)
 	if _, err := io.ReadFull(read, head); err != nil {
 		t.Fatal(err)
 	}
-	body = make([]byte, head[1])
+	length := int(head[1])
+	if length == 126 {
+		long := make([]byte, 2)
+		if _, err := io.ReadFull(read, long); err != nil {
+			t.Fatal(err)
+		}
+		length = int(long[0])<<8 | int(long[1])
+	}
+	body = make([]byte, length)
 	if _, err := io.ReadFull(read, body); err != nil {
 		t.Fatal(err)
 	}

@@ -44,8 +44,19 @@ func TestPostgresKilled(t *testing.T) {
 			t.Errorf("%s: a broadcast is answered with %d %s while Postgres is away", w.name, code, body)
 		}
 	}
+	// What stands in the log before any worker is back must be read from there.
+	for _, w := range workers {
+		w.signal(t, syscall.SIGSTOP)
+		defer w.signal(t, syscall.SIGCONT) // or it could not be ended
+	}
 	if err := server.Restart(t.Context()); err != nil {
 		t.Fatal(err)
+	}
+	conn = pgtest.Connect(t, url)
+	broadcast(t, conn, `"before any worker is back"`)
+	pgtest.Exec(t, conn, "select trumpet.sequence()")
+	for _, w := range workers {
+		w.signal(t, syscall.SIGCONT)
 	}
 	back := time.Now()
 	after := startWriters(t, url, seed+1, 2, 0)
@@ -57,7 +68,6 @@ func TestPostgresKilled(t *testing.T) {
 		c.waitEvents(t, len(c.events())+20)
 	}
 	after.stop()
-	conn = pgtest.Connect(t, url)
 	truth := finish(t, conn, clients[0])
 	for _, c := range clients {
 		c.waitEnd(t)

@@ -49,7 +49,19 @@ func (s *Server) routes() http.Handler {
 		s.config.Logger.Error("panic in a handler", "path", r.URL.Path, "reason", reason)
 		writeProblem(w, http.StatusInternalServerError, "this worker failed at this request")
 	}
-	return router
+	return closeUnclear(router)
+}
+
+// closeUnclear closes the connection after a request whose end a proxy may see elsewhere, or what follows it
+// there would be taken for a request of its own. net/http does not tell whether a chunked request
+// had a Content-Length too (RFC 9112, section 6.3), nor whether one of HTTP/1.0 said that it is chunked.
+func closeUnclear(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if len(r.TransferEncoding) > 0 || !r.ProtoAtLeast(1, 1) {
+			w.Header().Set("Connection", "close")
+		}
+		next.ServeHTTP(w, r)
+	})
 }
 
 func (s *Server) healthz(w http.ResponseWriter, _ *http.Request, _ httprouter.Params) {

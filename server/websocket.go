@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/coder/websocket"
 	"github.com/julienschmidt/httprouter"
@@ -150,9 +151,10 @@ func (r *socketReader) run(client hub.Client, from netip.Addr) {
 	err := r.read()
 	if r.conn.Conn != nil {
 		if !broken(err) {
-			// The library has said what was wrong. The client reads that only if the
-			// socket is not closed with something unread.
 			r.conn.Detach()
+			// The library has said what was wrong, or not, as where a frame is not masked. The client
+			// reads it only if the socket is not closed with something unread.
+			_, _ = r.socket.Write(wire.AppendClose(nil, farewell(err)))
 			linger(r.socket)
 		}
 		_ = r.library.CloseNow()
@@ -187,6 +189,9 @@ func (r *socketReader) read() error {
 		if over || r.conn.Conn == nil {
 			continue
 		}
+		if kind == websocket.MessageText && !utf8.Valid(message) {
+			return errNotUTF8
+		}
 		if err := r.obey(kind, message); err != nil {
 			over = true
 			ending := trumpet.EndingBadRequest
@@ -205,6 +210,17 @@ func (r *socketReader) obey(kind websocket.MessageType, message []byte) error {
 		return err
 	}
 	return r.conn.Change(command)
+}
+
+var errNotUTF8 = errors.New("a text message is not UTF-8")
+
+// farewell is how the standard closes after what no client may send (RFC 6455, section 7.4.1).
+func farewell(err error) trumpet.Ending {
+	code := websocket.StatusProtocolError
+	if errors.Is(err, errNotUTF8) {
+		code = websocket.StatusInvalidFramePayloadData
+	}
+	return trumpet.Ending{Code: int(code), Message: err.Error()}
 }
 
 // broken reports whether a read ended because the connection did, and not because of what

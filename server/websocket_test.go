@@ -137,30 +137,102 @@ func TestWebSocketBadRequests(t *testing.T) {
 	}
 }
 
-// Frames that no library would send are answered with the code that RFC 6455 names.
+// Frames that no library would send are answered with the code that RFC 6455 names, and with one close
+// frame only.
 func TestMalformedFrames(t *testing.T) {
 	t.Parallel()
 	w := start(t, hub.Config{}, nil)
 	w.begin()
-	mask := "\x00\x00\x00\x00"
-	for name, frame := range map[string]string{
-		"reserved bits":          "\xf1\x80" + mask,
-		"reserved opcode":        "\x83\x80" + mask,
-		"long control frame":     "\x89\xfe\x00\x7e" + mask + strings.Repeat("x", 126),
-		"fragmented ping":        "\x09\x80" + mask,
-		"continuation of none":   "\x80\x80" + mask,
-		"text within a fragment": "\x01\x81" + mask + "x" + "\x81\x81" + mask + "x",
+	const mask = "\x00\x00\x00\x00"
+	for name, test := range map[string]struct {
+		frames string
+		code   int
+	}{
+		"not masked":               {"\x81\x02{}", 1002},
+		"not masked ping":          {"\x89\x00", 1002},
+		"not masked continuation":  {"\x01\x81" + mask + "x" + "\x80\x01x", 1002},
+		"RSV1":                     {"\xc1\x80" + mask, 1002},
+		"RSV2":                     {"\xa1\x80" + mask, 1002},
+		"RSV3":                     {"\x91\x80" + mask, 1002},
+		"RSV1 of a ping":           {"\xc9\x80" + mask, 1002},
+		"reserved opcode":          {"\x83\x80" + mask, 1002},
+		"reserved control opcode":  {"\x8b\x80" + mask, 1002},
+		"long ping":                {"\x89\xfe\x00\x7e" + mask + strings.Repeat("x", 126), 1002},
+		"long pong":                {"\x8a\xfe\x00\x7e" + mask + strings.Repeat("x", 126), 1002},
+		"long close":               {"\x88\xfe\x00\x7e" + mask + "\x03\xe8" + strings.Repeat("x", 124), 1002},
+		"fragmented ping":          {"\x09\x80" + mask, 1002},
+		"continuation of none":     {"\x80\x80" + mask, 1002},
+		"text within a fragment":   {"\x01\x81" + mask + "x" + "\x81\x81" + mask + "x", 1002},
+		"binary within a fragment": {"\x01\x81" + mask + "x" + "\x82\x81" + mask + "x", 1002},
+		"negative length":          {"\x81\xff\x80\x00\x00\x00\x00\x00\x00\x01" + mask, 1002},
+		"oversize":                 {"\x81\xfe\x40\x01" + mask + strings.Repeat("x", 16<<10+1), 1009},
+		"oversize, so it says":     {"\x81\xff\x7f\xff\xff\xff\xff\xff\xff\xff" + mask + strings.Repeat("x", 16<<10+1), 1009},
+		"oversize in fragments":    {"\x01\xfe\x40\x00" + mask + strings.Repeat("x", 16<<10) + "\x80\x81" + mask + "x", 1009},
+		"not UTF-8":                {"\x81\xa5" + mask + `{"type":"subscribe","topics":["a` + "\xff" + `b"]}`, 1007},
+		"half a character":         {"\x81\x83" + mask + "\"\xe2\x82", 1007},
+		"half a character, split":  {"\x01\x82" + mask + "\"\xe2" + "\x80\x81" + mask + "\"", 1007},
+		"a surrogate":              {"\x81\x85" + mask + "\"\xed\xa0\x80\"", 1007},
+		"not UTF-8, but binary":    {"\x82\x81" + mask + "\xff", 4500},
+		"close of one byte":        {"\x88\x81" + mask + "\x03", 1002},
+		"close with 0":             {"\x88\x82" + mask + "\x00\x00", 1002},
+		"close with 999":           {"\x88\x82" + mask + "\x03\xe7", 1002},
+		"close with 1005":          {"\x88\x82" + mask + "\x03\xed", 1002},
+		"close with 1006":          {"\x88\x82" + mask + "\x03\xee", 1002},
+		"close with 1015":          {"\x88\x82" + mask + "\x03\xf7", 1002},
+		"close with 2999":          {"\x88\x82" + mask + "\x0b\xb7", 1002},
+		"close with 65535":         {"\x88\x82" + mask + "\xff\xff", 1002},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			conn, read := w.upgrade(t)
-			if _, err := io.WriteString(conn, frame); err != nil {
+			if _, err := io.WriteString(conn, test.frames); err != nil {
 				t.Fatal(err)
 			}
-			if code := closeCode(t, read); code != 1002 {
-				t.Errorf("closed with %d", code)
+			if code := closeCode(t, read); code != test.code {
+				t.Errorf("closed with %d, want %d", code, test.code)
+			}
+			_ = conn.(*net.TCPConn).CloseWrite()
+			if rest, _ := io.ReadAll(read); strings.Contains(string(rest), "\x88") {
+				t.Errorf("after the close frame came %q", rest)
 			}
 		})
 	}
+}
+
+// What is unusual but right is taken: a message in fragments, the last one empty, with a ping and a pong
+// that nobody asked for in between, and each frame with another mask.
+func TestFragments(t *testing.T) {
+	t.Parallel()
+	w := start(t, hub.Config{}, nil)
+	w.begin()
+	conn, read := w.upgrade(t)
+	message := `{"type":"subscribe","topics":["é"]}`
+	split := strings.Index(message, "é") + 1 // within the character
+	frames := masked(0x01, message[:split]) + masked(0x89, "?") + masked(0x00, message[split:]) + masked(0x8a, "unasked") + masked(0x80, "")
+	if _, err := io.WriteString(conn, frames); err != nil {
+		t.Fatal(err)
+	}
+	for pong, subscribed := false, false; !pong || !subscribed; {
+		opcode, body := readFrame(t, read)
+		switch {
+		case opcode == 0xa:
+			pong = string(body) == "?"
+		case opcode == 0x8:
+			t.Fatalf("closed with %q", body)
+		default:
+			subscribed = subscribed || strings.Contains(string(body), `"subscribed"`)
+		}
+	}
+}
+
+// masked is a client's short frame.
+func masked(head byte, body string) string {
+	mask := [4]byte{head, 0x5a, byte(len(body)), 0xff}
+	b := []byte{head, 0x80 | byte(len(body)), mask[0], mask[1], mask[2], mask[3]}
+	for i := range len(body) {
+		b = append(b, body[i]^mask[i%4])
+	}
+	return string(b)
 }
 
 // upgrade opens a WebSocket by hand.
@@ -181,22 +253,36 @@ func (w *worker) upgrade(t *testing.T) (net.Conn, *bufio.Reader) {
 	return conn, read
 }
 
-// closeCode reads short frames until one closes.
+// closeCode reads frames until one closes.
 func closeCode(t *testing.T, read *bufio.Reader) int {
 	t.Helper()
 	for {
-		head := make([]byte, 2)
-		if _, err := io.ReadFull(read, head); err != nil {
-			t.Fatal(err)
-		}
-		body := make([]byte, head[1])
-		if _, err := io.ReadFull(read, body); err != nil {
-			t.Fatal(err)
-		}
-		if head[0] == 0x88 {
+		if opcode, body := readFrame(t, read); opcode == 0x8 {
 			return int(body[0])<<8 | int(body[1])
 		}
 	}
+}
+
+// readFrame reads a frame of less than 64 KiB.
+func readFrame(t *testing.T, read *bufio.Reader) (opcode byte, body []byte) {
+	t.Helper()
+	head := make([]byte, 2)
+	if _, err := io.ReadFull(read, head); err != nil {
+		t.Fatal(err)
+	}
+	length := int(head[1])
+	if length == 126 {
+		long := make([]byte, 2)
+		if _, err := io.ReadFull(read, long); err != nil {
+			t.Fatal(err)
+		}
+		length = int(long[0])<<8 | int(long[1])
+	}
+	body = make([]byte, length)
+	if _, err := io.ReadFull(read, body); err != nil {
+		t.Fatal(err)
+	}
+	return head[0] & 0xf, body
 }
 
 func TestWebSocketIsNotAPage(t *testing.T) {

@@ -48,6 +48,7 @@ type Conn struct {
 	err      error
 	held     bool   // the hub writes with WriteUntil; control frames wait
 	finished bool   // nothing more is written
+	closed   bool   // a close frame came by Write
 	rest     []byte // of a control frame that was cut
 	pong     []byte // waits
 	closing  []byte // waits
@@ -106,13 +107,15 @@ func (c *Conn) SetWriteDeadline(time.Time) error { return nil }
 func (c *Conn) SetDeadline(t time.Time) error { return c.SetReadDeadline(t) }
 
 // Write takes one whole control frame from the WebSocket library. It never waits: what
-// cannot be written now is written at the next boundary of frames.
+// cannot be written now is written at the next boundary of frames. What comes after a close
+// frame is dropped: the first one counts.
 func (c *Conn) Write(p []byte) (int, error) {
 	c.mu.Lock()
-	if c.finished || len(p) == 0 {
+	if c.finished || c.closed || len(p) == 0 {
 		c.mu.Unlock()
 		return len(p), nil
 	}
+	c.closed = p[0]&0xf == opClose
 	if c.held {
 		c.wait(p)
 		c.mu.Unlock()

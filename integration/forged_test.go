@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
@@ -215,7 +216,8 @@ func TestRawNotificationsOfAStranger(t *testing.T) {
 	}
 }
 
-// Somebody hears the workers' answers and sends each again, many times, while it still counts: no worker is taken for two.
+// Somebody hears the workers' answers and sends each again, many times, while it still counts, also in place of a worker that
+// is frozen: no worker is taken for two.
 func TestReplayedAnswers(t *testing.T) {
 	t.Parallel()
 	database, conn := newDatabase(t)
@@ -252,6 +254,22 @@ func TestReplayedAnswers(t *testing.T) {
 		if status.Alive != 3 || status.Answered != 3 || len(status.Workers) != 3 || len(names) != 3 {
 			t.Errorf("three workers are %+v", status)
 			break
+		}
+	}
+	workers[2].signal(t, syscall.SIGSTOP)
+	defer workers[2].signal(t, syscall.SIGCONT) // or it could not be ended
+	for fresh := 0; fresh < 3; {
+		status := statusOf(t, workers[0])
+		names := map[string]bool{}
+		for _, w := range status.Workers {
+			names[w.Name] = true
+		}
+		if names["w3"] {
+			continue // from before
+		}
+		fresh++
+		if status.Alive != 3 || status.Answered != 2 || len(status.Workers) != 2 || len(names) != 2 {
+			t.Errorf("three workers, one of them frozen, are %+v", status)
 		}
 	}
 	end()

@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/trumpet-realtime/trumpet/internal/pgtest"
 	"github.com/trumpet-realtime/trumpet/internal/trumpettest"
@@ -129,7 +130,11 @@ func refusedByLimit(t *testing.T, w *worker, d dialling) {
 	for _, kind := range transports {
 		d.transport = kind
 		c := dial(t, w, d)
-		<-c.ended
+		select {
+		case <-c.ended:
+		case <-time.After(patience):
+			t.Fatalf("%s was let in", c.name)
+		}
 		switch kind {
 		case webSocket:
 			if c.close.Code != 4009 {

@@ -322,6 +322,12 @@ func TestTwoPhaseCommit(t *testing.T) {
 
 	for n, what := range []string{"kept", "dropped"} {
 		events = a.hears(t, func() {
+			// Or nobody would notify anyway.
+			poll(t.Context(), t, "the sequencer to sleep", func() bool {
+				return queryOne[int](t, conn, `
+					select count(*)::int from pg_locks where locktype = 'advisory' and classid = 1953656176 and objid = 1
+					   and database = (select oid from pg_database where datname = current_database())`) == 0
+			})
 			pgtest.Exec(t, conn, "begin; set local trumpet.wake = 'off'; insert into customers (name) values ($$"+what+"$$); select trumpet.broadcast('dispatch', '\""+what+"\"')")
 			pgtest.Exec(t, conn, "prepare transaction "+name(n))
 		})

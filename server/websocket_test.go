@@ -31,8 +31,8 @@ func nextEvent(t *testing.T, conn *websocket.Conn) message {
 // expectClose reads until the connection is closed and compares the code.
 func expectClose(t *testing.T, conn *websocket.Conn, code int) {
 	t.Helper()
-	for {
-		_, _, err := conn.Read(within(t))
+	for ctx := within(t); ; {
+		_, _, err := conn.Read(ctx)
 		if err == nil {
 			continue
 		}
@@ -257,7 +257,11 @@ func (w *worker) upgrade(t *testing.T) (net.Conn, *bufio.Reader) {
 func closeCode(t *testing.T, read *bufio.Reader) int {
 	t.Helper()
 	for {
-		if opcode, body := readFrame(t, read); opcode == 0x8 {
+		opcode, body := readFrame(t, read)
+		switch {
+		case opcode == 0x8 && len(body) < 2:
+			return int(websocket.StatusNoStatusRcvd)
+		case opcode == 0x8:
 			return int(body[0])<<8 | int(body[1])
 		}
 	}

@@ -49,7 +49,8 @@ type drainer struct {
 	uncut bool            // the socket waits for its client whatever the deadline
 
 	glance glance
-	began  int // how many snapshots it was begun by
+	begins int    // by how many snapshots it was begun
+	epoch  uint64 // of the last one
 }
 
 // drain is the drainer's goroutine. When it returns, the connection is at the list's end,

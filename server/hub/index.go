@@ -33,8 +33,7 @@ type topicIndex struct {
 
 // byValue are the filters that demand one of some values of a column.
 type byValue struct {
-	column  string
-	matcher *trumpet.Matcher // any of them: it knows how values of the column are spelled as keys
+	matcher *trumpet.Matcher // any of them: it knows how a row's value is spelled as a key
 	filters map[string][]*indexed
 	count   int
 }
@@ -119,7 +118,7 @@ func (t *topicIndex) insert(f *indexed) {
 	}
 	c := t.equal[column]
 	if c == nil {
-		c = &byValue{column: column, matcher: f.matcher, filters: make(map[string][]*indexed)}
+		c = &byValue{matcher: f.matcher, filters: make(map[string][]*indexed)}
 		t.equal[column] = c
 	}
 	c.count++
@@ -195,7 +194,7 @@ func (x *index) pick(n *node, at int, transaction int) {
 // ask asks all filters that may take a row.
 func (x *index) ask(t *topicIndex, row *trumpet.Row, after bool, transaction int) {
 	for _, c := range t.equal {
-		value, truth := c.matcher.AppendIndexKey(x.value[:0], c.column, row)
+		value, truth := c.matcher.IndexKey(x.value[:0], row)
 		x.value = value
 		switch truth {
 		case trumpet.True:

@@ -16,9 +16,12 @@ const turnTime = 250 * time.Millisecond
 // findPlace brings a client that resumes into the list: page after page from the log,
 // until its id is one that the list knows.
 func (d *drainer) findPlace() error {
-	var patience time.Time           // when to give up waiting
-	read, verified := false, d.fresh // a snapshot's place was just read
+	var patience time.Time // when to give up waiting
+	read, verified := false, false
 	epoch := d.hub.epoch.Load()
+	if d.fresh && epoch == d.epoch {
+		verified = true // its place was just read
+	}
 	for {
 		if err := d.check(); err != nil {
 			return err

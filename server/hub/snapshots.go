@@ -80,6 +80,7 @@ func shotKey(requests []trumpet.SnapshotRequest) string {
 
 // shot is one snapshot, which all who asked for the same share.
 type shot struct {
+	key      string
 	requests []trumpet.SnapshotRequest
 	begun    time.Time // of the read; zero while it waits for its turn
 	epoch    uint64
@@ -130,7 +131,7 @@ type shots struct {
 
 	mu     sync.Mutex
 	newest map[string]*shot
-	bytes  int64 // of all that are held
+	bytes  int64 // of all that are read and held
 }
 
 func newShots(h *Hub) *shots {
@@ -145,7 +146,10 @@ func (s *shots) get(ctx context.Context, requests []trumpet.SnapshotRequest, aft
 	got := s.newest[key]
 	first := got == nil || !got.serves(after, s.hub.epoch.Load())
 	if first {
-		got = &shot{requests: requests, done: make(chan struct{})}
+		if got != nil && got.refs == 0 {
+			s.bytes -= got.size
+		}
+		got = &shot{key: key, requests: requests, done: make(chan struct{})}
 		s.newest[key] = got
 	}
 	got.refs++
@@ -196,7 +200,7 @@ func (s *shots) read(got *shot) {
 	}
 	s.mu.Lock()
 	got.begun, got.epoch = time.Now(), s.hub.epoch.Load()
-	s.trim(false)
+	s.trim()
 	if got.err == nil && s.bytes >= s.hub.config.LogBytes {
 		got.err = errFull
 	}
@@ -219,14 +223,16 @@ func (s *shots) read(got *shot) {
 func (s *shots) put(got *shot) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	got.refs--
-	s.trim(false)
+	if got.refs--; got.refs == 0 && s.newest[got.key] != got {
+		s.bytes -= got.size
+	}
+	s.trim()
 }
 
 // trim lets go of snapshots that nobody needs; with mu held.
-func (s *shots) trim(all bool) {
+func (s *shots) trim() {
 	for key, held := range s.newest {
-		if held.refs == 0 && (all || held.err != nil || time.Since(held.finished) >= shotAge) {
+		if held.refs == 0 && (held.err != nil || time.Since(held.finished) >= shotAge) {
 			delete(s.newest, key)
 			s.bytes -= held.size
 		}
@@ -237,7 +243,7 @@ func (s *shots) trim(all bool) {
 func (s *shots) idle() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.trim(false)
+	s.trim()
 }
 
 // shot returns a snapshot, waiting a while for Postgres.
@@ -265,7 +271,7 @@ func (d *drainer) shot(in *interests, only []Interest, after time.Time) (*shot, 
 
 // begin gives a newcomer a snapshot, and puts it where that stands in the log.
 func (d *drainer) begin() error {
-	if d.began++; d.began > maxBegins {
+	if d.begins++; d.begins > maxBegins {
 		return &endError{trumpet.EndingUnavailable}
 	}
 	format := d.reader.format
@@ -279,18 +285,18 @@ func (d *drainer) begin() error {
 	}
 	got, err := d.shot(d.reader.interests, nil, time.Time{})
 	if err != nil {
-		return ended(err)
+		return impossible(err)
 	}
 	defer d.hub.shots.put(got)
 	if err := d.giveShot(got); err != nil {
 		return err
 	}
-	d.since, d.fresh, d.resumed = got.snapshot.At, true, false
+	d.since, d.fresh, d.resumed, d.epoch = got.snapshot.At, true, false, got.epoch
 	return nil
 }
 
-// ended returns what becomes of a connection whose snapshot cannot be read.
-func ended(err error) error {
+// impossible returns what becomes of a connection whose snapshot cannot be read.
+func impossible(err error) error {
 	ending := trumpet.EndingTooLarge
 	switch {
 	case errors.Is(err, trumpet.ErrTooLarge):

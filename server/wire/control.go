@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"encoding/json"
 	"strconv"
 	"time"
 
@@ -16,10 +17,11 @@ const (
 	ReasonUnknown Reason = "unknown" // no such event in this log
 	ReasonLost    Reason = "lost"    // the log lost its continuity while the client was connected
 	ReasonInvalid Reason = "invalid" // what the client gave is not an event id
+	ReasonSchema  Reason = "schema"  // what is to be replayed lacks a column that a filter needs
 )
 
 // Reasons lists them, for counters.
-var Reasons = []Reason{ReasonPruned, ReasonUnknown, ReasonLost, ReasonInvalid}
+var Reasons = []Reason{ReasonPruned, ReasonUnknown, ReasonLost, ReasonInvalid, ReasonSchema}
 
 // control opens a control message; the caller appends further members and calls finish.
 func control(dst []byte, f Format, name string, id trumpet.EventID, advances bool) ([]byte, int) {
@@ -75,7 +77,7 @@ func AppendPing(dst []byte, f Format, id trumpet.EventID, at time.Time) []byte {
 }
 
 // AppendSubscribed: these are your topics now, complete after id.
-func AppendSubscribed(dst []byte, f Format, topics []string, id trumpet.EventID) []byte {
+func AppendSubscribed(dst []byte, f Format, ref json.RawMessage, topics []string, id trumpet.EventID) []byte {
 	dst, start := control(dst, f, "subscribed", trumpet.EventID{}, false)
 	dst = append(dst, `,"topics":[`...)
 	for i, topic := range topics {
@@ -86,6 +88,35 @@ func AppendSubscribed(dst []byte, f Format, topics []string, id trumpet.EventID)
 	}
 	dst = append(dst, `],"id":`...)
 	dst = appendID(dst, id)
+	return finish(dst, f, start)
+}
+
+// AppendRefused stands in.
+func AppendRefused(dst []byte, f Format, ref json.RawMessage, message string) []byte {
+	dst, start := control(dst, f, "refused", trumpet.EventID{}, false)
+	dst = append(dst, `,"message":`...)
+	dst = appendString(dst, message)
+	return finish(dst, f, start)
+}
+
+// AppendSnapshot stands in.
+func AppendSnapshot(dst []byte, f Format, topic string, page int, rows []json.RawMessage, more bool) []byte {
+	dst, start := control(dst, f, "snapshot", trumpet.EventID{}, false)
+	dst = append(dst, `,"topic":`...)
+	dst = appendString(dst, topic)
+	dst = append(dst, `,"page":`...)
+	dst = strconv.AppendInt(dst, int64(page), 10)
+	dst = append(dst, `,"rows":[`...)
+	for i, row := range rows {
+		if i > 0 {
+			dst = append(dst, ',')
+		}
+		dst = append(dst, row...)
+	}
+	dst = append(dst, ']')
+	if more {
+		dst = append(dst, `,"more":true`...)
+	}
 	return finish(dst, f, start)
 }
 

@@ -57,6 +57,9 @@ const (
 	// the step before took, so sequencing takes half of one processor at most.
 	stepPauseMin = time.Millisecond
 	stepPauseMax = 10 * time.Millisecond
+	// turnPauseMax bounds the pause between tries while another session steps, which the making of a
+	// cut takes a millisecond for, or two seconds if its worker is frozen in between.
+	turnPauseMax = 100 * time.Millisecond
 	// pollInterval is for databases where wake-ups are off.
 	pollInterval = 50 * time.Millisecond
 	// stepTimeout bounds one step; a backlog of a million records takes some ten seconds.
@@ -244,12 +247,21 @@ type dutyHolder struct {
 // stepUntilQuiet steps until there is nothing to sequence and nothing that may be committing
 // unheard. It reports whether any record got a position.
 func (d *dutyHolder) stepUntilQuiet(ctx context.Context, soon <-chan struct{}) (stepped bool, err error) {
+	turnPause := stepPauseMin
 	for {
 		began := time.Now()
 		sequenced, inProgress, err := d.step(ctx)
 		if err != nil {
 			return stepped, err
 		}
+		if sequenced < 0 { // somebody else is at it, and may have looked before the newest commit
+			if err := sleep(ctx, turnPause); err != nil {
+				return stepped, err
+			}
+			turnPause = min(2*turnPause, turnPauseMax)
+			continue
+		}
+		turnPause = stepPauseMin
 		if sequenced > 0 {
 			stepped = true
 			if err := sleep(ctx, min(max(time.Since(began), stepPauseMin), stepPauseMax)); err != nil {

@@ -46,9 +46,11 @@ func AppendReady(dst []byte, f Format, id trumpet.EventID, resumed bool, worker 
 
 // AppendReset: fetch your state anew; live begins after id.
 func AppendReset(dst []byte, f Format, id trumpet.EventID, reason Reason) []byte {
-	dst, start := control(dst, f, "reset", id, true)
-	dst = append(dst, `,"id":`...)
-	dst = appendID(dst, id)
+	dst, start := control(dst, f, "reset", id, !id.IsZero())
+	if !id.IsZero() {
+		dst = append(dst, `,"id":`...)
+		dst = appendID(dst, id)
+	}
 	dst = append(dst, `,"reason":`...)
 	dst = appendString(dst, string(reason))
 	return finish(dst, f, start)
@@ -79,6 +81,9 @@ func AppendPing(dst []byte, f Format, id trumpet.EventID, at time.Time) []byte {
 // AppendSubscribed: these are your topics now, complete after id.
 func AppendSubscribed(dst []byte, f Format, ref json.RawMessage, topics []string, id trumpet.EventID) []byte {
 	dst, start := control(dst, f, "subscribed", trumpet.EventID{}, false)
+	if len(ref) > 0 {
+		dst = append(append(dst, `,"ref":`...), ref...)
+	}
 	dst = append(dst, `,"topics":[`...)
 	for i, topic := range topics {
 		if i > 0 {
@@ -94,6 +99,9 @@ func AppendSubscribed(dst []byte, f Format, ref json.RawMessage, topics []string
 // AppendRefused stands in.
 func AppendRefused(dst []byte, f Format, ref json.RawMessage, message string) []byte {
 	dst, start := control(dst, f, "refused", trumpet.EventID{}, false)
+	if len(ref) > 0 {
+		dst = append(append(dst, `,"ref":`...), ref...)
+	}
 	dst = append(dst, `,"message":`...)
 	dst = appendString(dst, message)
 	return finish(dst, f, start)

@@ -1,7 +1,6 @@
 package wire
 
 import (
-	"encoding/json"
 	"strconv"
 	"time"
 
@@ -17,11 +16,10 @@ const (
 	ReasonUnknown Reason = "unknown" // no such event in this log
 	ReasonLost    Reason = "lost"    // the log lost its continuity while the client was connected
 	ReasonInvalid Reason = "invalid" // what the client gave is not an event id
-	ReasonSchema  Reason = "schema"  // what is to be replayed lacks a column that a filter needs
 )
 
 // Reasons lists them, for counters.
-var Reasons = []Reason{ReasonPruned, ReasonUnknown, ReasonLost, ReasonInvalid, ReasonSchema}
+var Reasons = []Reason{ReasonPruned, ReasonUnknown, ReasonLost, ReasonInvalid}
 
 // control opens a control message; the caller appends further members and calls finish.
 func control(dst []byte, f Format, name string, id trumpet.EventID, advances bool) ([]byte, int) {
@@ -46,11 +44,9 @@ func AppendReady(dst []byte, f Format, id trumpet.EventID, resumed bool, worker 
 
 // AppendReset: fetch your state anew; live begins after id.
 func AppendReset(dst []byte, f Format, id trumpet.EventID, reason Reason) []byte {
-	dst, start := control(dst, f, "reset", id, !id.IsZero())
-	if !id.IsZero() {
-		dst = append(dst, `,"id":`...)
-		dst = appendID(dst, id)
-	}
+	dst, start := control(dst, f, "reset", id, true)
+	dst = append(dst, `,"id":`...)
+	dst = appendID(dst, id)
 	dst = append(dst, `,"reason":`...)
 	dst = appendString(dst, string(reason))
 	return finish(dst, f, start)
@@ -79,11 +75,8 @@ func AppendPing(dst []byte, f Format, id trumpet.EventID, at time.Time) []byte {
 }
 
 // AppendSubscribed: these are your topics now, complete after id.
-func AppendSubscribed(dst []byte, f Format, ref json.RawMessage, topics []string, id trumpet.EventID) []byte {
+func AppendSubscribed(dst []byte, f Format, topics []string, id trumpet.EventID) []byte {
 	dst, start := control(dst, f, "subscribed", trumpet.EventID{}, false)
-	if len(ref) > 0 {
-		dst = append(append(dst, `,"ref":`...), ref...)
-	}
 	dst = append(dst, `,"topics":[`...)
 	for i, topic := range topics {
 		if i > 0 {
@@ -93,38 +86,6 @@ func AppendSubscribed(dst []byte, f Format, ref json.RawMessage, topics []string
 	}
 	dst = append(dst, `],"id":`...)
 	dst = appendID(dst, id)
-	return finish(dst, f, start)
-}
-
-// AppendRefused stands in.
-func AppendRefused(dst []byte, f Format, ref json.RawMessage, message string) []byte {
-	dst, start := control(dst, f, "refused", trumpet.EventID{}, false)
-	if len(ref) > 0 {
-		dst = append(append(dst, `,"ref":`...), ref...)
-	}
-	dst = append(dst, `,"message":`...)
-	dst = appendString(dst, message)
-	return finish(dst, f, start)
-}
-
-// AppendSnapshot stands in.
-func AppendSnapshot(dst []byte, f Format, topic string, page int, rows []json.RawMessage, more bool) []byte {
-	dst, start := control(dst, f, "snapshot", trumpet.EventID{}, false)
-	dst = append(dst, `,"topic":`...)
-	dst = appendString(dst, topic)
-	dst = append(dst, `,"page":`...)
-	dst = strconv.AppendInt(dst, int64(page), 10)
-	dst = append(dst, `,"rows":[`...)
-	for i, row := range rows {
-		if i > 0 {
-			dst = append(dst, ',')
-		}
-		dst = append(dst, row...)
-	}
-	dst = append(dst, ']')
-	if more {
-		dst = append(dst, `,"more":true`...)
-	}
 	return finish(dst, f, start)
 }
 

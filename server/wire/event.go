@@ -11,32 +11,22 @@ import (
 // timeLayout has milliseconds, always three of them, in UTC.
 const timeLayout = "2006-01-02T15:04:05.000Z"
 
-// Variant is how an event is told.
-type Variant uint8
-
-// The variants.
-const (
-	Whole Variant = iota
-	Enter
-	Leave
-)
-
 // EncodeEvent gives one event as a client reads it: a WebSocket frame or an SSE event.
 // more says that the client will see further events of the same transaction.
-func EncodeEvent(f Format, v Variant, e *trumpet.Event, more bool) []byte {
+func EncodeEvent(f Format, e *trumpet.Event, more bool) []byte {
 	size := 192 + len(e.Topic) + len(e.Key) + len(e.New) + len(e.Old) + len(e.Data)
-	return AppendEventFrame(make([]byte, 0, size), f, v, e, more)
+	return AppendEventFrame(make([]byte, 0, size), f, e, more)
 }
 
 // AppendEventFrame appends what EncodeEvent gives.
-func AppendEventFrame(dst []byte, f Format, v Variant, e *trumpet.Event, more bool) []byte {
+func AppendEventFrame(dst []byte, f Format, e *trumpet.Event, more bool) []byte {
 	dst, start := begin(dst, f, "", e.ID, !e.ID.IsZero())
-	return end(AppendEvent(dst, v, e, more), f, start)
+	return end(AppendEvent(dst, e, more), f, start)
 }
 
 // AppendEvent appends the event as one JSON object. Row values are passed through: they
 // are what row_to_json gave.
-func AppendEvent(dst []byte, v Variant, e *trumpet.Event, more bool) []byte {
+func AppendEvent(dst []byte, e *trumpet.Event, more bool) []byte {
 	dst = append(dst, '{')
 	if !e.ID.IsZero() {
 		dst = append(dst, `"id":`...)
@@ -46,14 +36,7 @@ func AppendEvent(dst []byte, v Variant, e *trumpet.Event, more bool) []byte {
 	dst = append(dst, `"topic":`...)
 	dst = appendString(dst, e.Topic)
 	dst = append(dst, `,"op":`...)
-	switch v {
-	case Whole:
-		dst = appendString(dst, string(e.Op))
-	case Enter:
-		dst = appendString(dst, string(trumpet.OpEnter))
-	case Leave:
-		dst = appendString(dst, string(trumpet.OpLeave))
-	}
+	dst = appendString(dst, string(e.Op))
 	dst = append(dst, `,"at":`...)
 	dst = appendTime(dst, e.At)
 	dst = appendRaw(dst, `,"key":`, e.Key)

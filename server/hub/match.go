@@ -75,21 +75,44 @@ func newInterests(list []Interest) *interests {
 			v.whole = true
 			continue
 		}
-		v.filters = append(v.filters, filter{interest.Subscription.Key(), interest.Matcher})
+		v.filters = append(v.filters, filter{filterKey(interest.Matcher), interest.Matcher})
 	}
 	return in
 }
 
-// key names the group. Lengths keep different interests from having the same key, whatever
-// characters names may hold one day.
+// filterKey names a filter: by its conditions, and the types of their columns, because after
+// a change of the table the same words may mean something else. Lengths keep different filters
+// from having the same key, whatever characters names hold.
+func filterKey(m *trumpet.Matcher) string {
+	var b strings.Builder
+	part(&b, m.Subscription().Key())
+	table := m.Table()
+	for _, condition := range m.Subscription().Conditions {
+		for i := range table.Columns {
+			if table.Columns[i].Name == condition.Column {
+				part(&b, table.Columns[i].Type)
+			}
+		}
+	}
+	return b.String()
+}
+
+func part(b *strings.Builder, text string) {
+	b.WriteString(strconv.Itoa(len(text)))
+	b.WriteByte(':')
+	b.WriteString(text)
+}
+
+// key names the group.
 func (in *interests) key(format wire.Format) string {
 	var b strings.Builder
 	b.WriteByte('0' + byte(format))
-	for _, name := range in.names {
-		b.WriteByte(' ')
-		b.WriteString(strconv.Itoa(len(name)))
-		b.WriteByte(':')
-		b.WriteString(name)
+	for i := range in.list {
+		if m := in.list[i].Matcher; m != nil {
+			part(&b, filterKey(m))
+		} else {
+			part(&b, in.list[i].Subscription.Key())
+		}
 	}
 	return b.String()
 }

@@ -119,6 +119,8 @@ type message struct {
 	Key     json.RawMessage   `json:"key"`
 	New     json.RawMessage   `json:"new"`
 	Old     json.RawMessage   `json:"old"`
+	Ref     json.RawMessage   `json:"ref"`
+	Message string            `json:"message"`
 	Page    int               `json:"page"`
 	Rows    []json.RawMessage `json:"rows"`
 

@@ -2,22 +2,35 @@ package trumpet
 
 import "encoding/json"
 
-// SnapshotRequest asks for the rows of one topic's table.
+// SnapshotRequest asks for rows of one topic's table: those that any of the matchers takes, or all
+// if there are none.
 type SnapshotRequest struct {
-	Topic string
-	// Matchers: a row counts that any of them takes; none asks for all rows.
+	Topic    string
 	Matchers []*Matcher
 }
 
-// Snapshot is the rows of some tables as of one place in the log: what comes after At is not in
-// them, and everything up to it is.
-type Snapshot struct {
-	At     EventID
-	Topics []SnapshotTopic
+// SnapshotLimits bound what a snapshot may hold of each topic. Zero values mean the defaults.
+type SnapshotLimits struct {
+	Rows  int   // default 10,000
+	Bytes int64 // default 16 MiB, as JSON
 }
 
-// SnapshotTopic is one topic's rows, as events show them.
-type SnapshotTopic struct {
+// The default limits.
+const (
+	DefaultSnapshotRows  = 10_000
+	DefaultSnapshotBytes = 16 << 20
+)
+
+// Snapshot is rows of watched tables as they were at one place in the log: what the events up to
+// At made of them. The events after At are what happened since. It is never changed.
+type Snapshot struct {
+	At     EventID
+	Topics []TopicSnapshot // in the order of the requests
+}
+
+// TopicSnapshot is the rows of one topic, in the order of their key, in pages of a size that suits a
+// message. Rows are JSON objects as in events' New, byte for byte. Without rows there are no pages.
+type TopicSnapshot struct {
 	Topic string
-	Rows  []json.RawMessage
+	Pages [][]json.RawMessage
 }

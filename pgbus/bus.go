@@ -151,6 +151,7 @@ type Bus struct {
 	answers   *answers
 	published *published
 	cuts      *cuts
+	tables    *tables
 
 	pool    atomic.Pointer[pgxpool.Pool] // while Run runs
 	cutPool atomic.Pointer[pgxpool.Pool] // while Run runs
@@ -177,6 +178,7 @@ func New(config Config, sink Sink) (*Bus, error) {
 	b.answers = newAnswers(b)
 	b.published = newPublished()
 	b.cuts = newCuts()
+	b.tables = newTables()
 	return b, nil
 }
 

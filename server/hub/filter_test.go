@@ -78,7 +78,7 @@ func (j job) taken(text string) bool {
 		return is("open")
 	case "jobs?status=not.eq.open":
 		return j.Status != nil && !is("open")
-	case "jobs?status=in.(done,open)&n=lt.5":
+	case "jobs?n=lt.5&status=in.(done,open)":
 		return (is("open") || is("done")) && j.N < 5
 	case "jobs?n=gte.7":
 		return j.N >= 7
@@ -93,7 +93,7 @@ func (j job) taken(text string) bool {
 }
 
 var choices = []string{
-	"jobs", "jobs?status=eq.open", "jobs?status=not.eq.open", "jobs?status=in.(done,open)&n=lt.5", "jobs?n=gte.7",
+	"jobs", "jobs?status=eq.open", "jobs?status=not.eq.open", "jobs?n=lt.5&status=in.(done,open)", "jobs?n=gte.7",
 	"jobs?status=is.null", "jobs?id=eq.3", "jobs?id=in.(1,2,3,4)",
 }
 

@@ -15,6 +15,7 @@ import (
 	"github.com/julienschmidt/httprouter"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/trumpet-realtime/trumpet"
 	"github.com/trumpet-realtime/trumpet/pgbus"
 	"github.com/trumpet-realtime/trumpet/server"
 	"github.com/trumpet-realtime/trumpet/server/hub"
@@ -74,12 +75,14 @@ func newWorker(c workerConfig) (*worker, error) {
 		return nil, err
 	}
 	fanout.UseLog(w.bus)
+	fanout.UseSnapshots(snapshots{w.bus})
 	w.server, err = server.New(server.Config{
 		Worker:                   c.name,
 		Version:                  versionText(),
 		Hub:                      fanout,
 		Publisher:                w.bus,
 		Cluster:                  cluster{w.bus},
+		Catalog:                  w.bus,
 		Logger:                   c.logger,
 		AllowedOrigins:           c.allowOrigins,
 		MaxConnections:           c.maxConnections,
@@ -185,4 +188,22 @@ func (c cluster) Status() server.BusStatus {
 
 func (c cluster) Ask(ctx context.Context) ([]json.RawMessage, int, error) {
 	return c.bus.Ask(ctx)
+}
+
+// snapshots is how the hub reads tables. A client may follow other topics beside them, broadcasts
+// for one; those have no rows.
+type snapshots struct{ bus *pgbus.Bus }
+
+func (s snapshots) ReadSnapshot(ctx context.Context, requests []trumpet.SnapshotRequest) (trumpet.Snapshot, error) {
+	tables := make([]trumpet.SnapshotRequest, 0, len(requests))
+	for _, request := range requests {
+		_, found, err := s.bus.Table(ctx, request.Topic)
+		if err != nil {
+			return trumpet.Snapshot{}, err
+		}
+		if found {
+			tables = append(tables, request)
+		}
+	}
+	return s.bus.ReadSnapshot(ctx, tables, trumpet.SnapshotLimits{})
 }

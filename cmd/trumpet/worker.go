@@ -15,7 +15,6 @@ import (
 	"github.com/julienschmidt/httprouter"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/trumpet-realtime/trumpet"
 	"github.com/trumpet-realtime/trumpet/pgbus"
 	"github.com/trumpet-realtime/trumpet/server"
 	"github.com/trumpet-realtime/trumpet/server/hub"
@@ -75,7 +74,7 @@ func newWorker(c workerConfig) (*worker, error) {
 		return nil, err
 	}
 	fanout.UseLog(w.bus)
-	fanout.UseSnapshots(snapshots{w.bus})
+	fanout.UseSnapshots(w.bus)
 	w.server, err = server.New(server.Config{
 		Worker:                   c.name,
 		Version:                  versionText(),
@@ -188,22 +187,4 @@ func (c cluster) Status() server.BusStatus {
 
 func (c cluster) Ask(ctx context.Context) ([]json.RawMessage, int, error) {
 	return c.bus.Ask(ctx)
-}
-
-// snapshots is how the hub reads tables. A client may follow other topics beside them, broadcasts
-// for one; those have no rows.
-type snapshots struct{ bus *pgbus.Bus }
-
-func (s snapshots) ReadSnapshot(ctx context.Context, requests []trumpet.SnapshotRequest) (trumpet.Snapshot, error) {
-	tables := make([]trumpet.SnapshotRequest, 0, len(requests))
-	for _, request := range requests {
-		_, found, err := s.bus.Table(ctx, request.Topic)
-		if err != nil {
-			return trumpet.Snapshot{}, err
-		}
-		if found {
-			tables = append(tables, request)
-		}
-	}
-	return s.bus.ReadSnapshot(ctx, tables, trumpet.SnapshotLimits{})
 }

@@ -51,6 +51,7 @@ func TestWatcherTakes(t *testing.T) {
 	for _, message := range []string{
 		`{"type":"stale"}`,
 		`{"id":"41.0-0000abcd","topic":"stats","op":"result","at":"","as_of":40,"data":[{"n":1}]}`,
+		`{"id":"41.1-0000abcd","topic":"stats","op":"result","at":"","as_of":40,"data":[],"stale":true,"error":"time-out"}`,
 		`{"type":"ready","id":"41.0-0000abcd"}`,
 		`{"id":"42.1-0000abcd","topic":"invoices","op":"insert","new":{"id":7}}`,
 	} {

@@ -73,9 +73,12 @@ func (w *watcher) take(message []byte) error {
 		return nil
 	}
 	name := string(topic[:max(0, bytes.IndexByte(topic, '"'))])
-	place, ok := member(message, `"as_of":`)
-	if !ok {
-		place, _ = member(message, `{"id":"`)
+	place, _ := member(message, `{"id":"`)
+	if bytes.Contains(message, []byte(`"op":"result"`)) {
+		// What is stale, or not there yet, is true of no place.
+		if place, ok = member(message, `"as_of":`); !ok || bytes.Contains(message, []byte(`"stale":true`)) {
+			return nil
+		}
 	}
 	w.arrivals[name] = append(w.arrivals[name], arrival{position(place), at})
 	w.last[name] = string(message)

@@ -1,36 +1,35 @@
-// The dispatch board: rows come from the application's state and from events; lanes.js
-// draws them.
+// The dispatch board: rows come in a snapshot and then change by change, over one connection;
+// lanes.js draws them.
 
 import { connect } from '../client.js';
-import {
-  announce, badge, byId, everySecond, formatAge, formatNumber, keyOf, messageOf, problemOf, say, stateLoader, workerLinks,
-} from './page.js';
+import { announce, badge, byId, everySecond, fetchState, formatAge, formatNumber, keyOf, messageOf, problemOf, say, workerLinks } from './page.js';
+import { boardFilter } from './filter.js';
 import { lanes } from './lanes.js';
 
-/** @type {Map<string, any>} */ const jobs = new Map();
-/** @type {Map<any, any>} */ const customers = new Map();
+/** @type {Map<string, any>} */ let jobs = new Map();
+/** @type {Map<any, any>} */ let customers = new Map();
 const draw = lanes(byId('lanes'));
-const filter = byId('filter');
-let quiet = true, drawing = 0, application = false, known = false;
+const find = byId('find');
+let quiet = true, drawing = 0, known = false;
 
 function redraw() {
   // No frames while the page is hidden; the rows go on, and it is drawn when seen again.
   if (drawing) return;
   drawing = requestAnimationFrame(() => {
     drawing = 0;
-    const words = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
+    const words = find.value.toLowerCase().split(/\s+/).filter(Boolean);
     const wanted = (job) => {
       if (!words.length) return true;
       const customer = customers.get(job.customer_id);
       const text = `${job.title} ${job.address} ${job.technician ?? ''} ${customer?.name ?? ''} ${customer?.city ?? ''} p${job.priority} #${job.id}`.toLowerCase();
       return words.every((w) => text.includes(w));
     };
-    draw(jobs, customers, wanted, quiet);
+    draw(jobs, customers, wanted, filter.has, quiet);
     quiet = false;
     const open = [...jobs.values()].filter((j) => j.status !== 'done' && j.status !== 'cancelled').length;
     byId('summary').toggleAttribute('data-some', jobs.size > 0);
     say(byId('summary'), jobs.size ? `${formatNumber(open)} open of ${formatNumber(jobs.size)} jobs`
-      : known ? 'No jobs yet. Cards appear here as rows change.' : '');
+      : !known ? '' : filter.any ? 'No job is like that now.' : 'No jobs yet. Cards appear here as rows change.');
   });
 }
 
@@ -46,6 +45,7 @@ function apply(event) {
   const key = rows === jobs ? keyOf(event) : (event.key ?? event.new ?? event.old)?.id;
   switch (event.op) {
     case 'insert':
+    case 'enter': // an update moved the row into the filter
       rows.set(key, event.new);
       break;
     case 'update':
@@ -54,54 +54,81 @@ function apply(event) {
       rows.set(key, event.new);
       break;
     case 'delete':
+    case 'leave':
       rows.delete(key);
       break;
     case 'truncate':
       rows.clear();
       break;
-    case 'bulk':
-      if (application) state.load();
-      else notice(`One ${event.statement} touched ${formatNumber(event.rows ?? 0)} rows of ${event.topic} at once; cards may be out of date until their rows change again.`);
+    case 'bulk': // too many to be told one by one
+      loadAgain(event.topic);
       break;
   }
   return redraw();
 }
 
-const state = stateLoader((now, meanwhile) => {
-  if (now) {
-    application = true;
-    quiet = true;
-    jobs.clear();
-    customers.clear();
-    for (const c of now.customers ?? []) customers.set(c.id, c);
-    for (const j of now.jobs ?? []) jobs.set(JSON.stringify({ id: j.id }), j);
-    workerLinks(now.workers, now.worker);
-    drawSimulator(now.simulator);
-    notice('');
-  }
-  known = true;
-  for (const event of meanwhile) apply(event);
+// Snapshots: a topic's rows come in pages, and stand in the place of what was there when all of
+// them have come.
+const coming = new Map();
+function takeRows({ topic, page, rows, more }) {
+  if (topic !== 'jobs' && topic !== 'customers') return;
+  if (page === 1) coming.set(topic, new Map());
+  const next = coming.get(topic);
+  for (const row of rows) next.set(topic === 'jobs' ? JSON.stringify({ id: row.id }) : row.id, row);
+  if (more) return;
+  coming.delete(topic);
+  if (topic === 'jobs') jobs = next;
+  else customers = next;
+  known = quiet = true;
   redraw();
+}
+
+// A burst of bulk statements is loaded once, and once more for those that came meanwhile.
+const loading = new Map();
+async function loadAgain(topic) {
+  if (loading.has(topic)) return loading.set(topic, 'again');
+  do {
+    loading.set(topic, 'now');
+    await subscribe(topic === 'jobs' ? shown : topic);
+  } while (loading.get(topic) === 'again');
+  return loading.delete(topic);
+}
+
+async function subscribe(topic) {
+  try {
+    await connection.subscribe(topic, { snapshot: true });
+    notice('');
+  } catch (error) {
+    notice(`The worker does not give ${topic}: ${error.message}`);
+  }
+}
+
+const filter = boardFilter(() => {
+  const next = filter.subscription;
+  if (next === shown) return;
+  connection.unsubscribe(shown);
+  shown = next;
+  quiet = true;
+  redraw();
+  subscribe(shown);
 });
+let shown = filter.subscription;
 
 const status = badge();
 const connection = connect({
   url: '/ws/dispatch',
-  topics: ['jobs', 'customers', 'dispatch'],
-  onEvent: (event) => event.op === 'broadcast' ? apply(event) : state.hold(event) || apply(event),
-  onReady: (ready) => ready.resumed || state.load(),
-  onReset: () => {
-    // What was drawn may be wrong now; without an application side, begin anew.
-    if (!application) {
-      jobs.clear();
-      customers.clear();
-      redraw();
-    }
-    state.load();
-  },
+  topics: [shown, 'customers', 'dispatch'],
+  snapshot: true,
+  onEvent: apply,
+  onRows: takeRows,
   onState: status.onState,
 });
 status.follow(connection);
+fetchState().then((demo) => {
+  if (!demo) return;
+  workerLinks(demo.workers, demo.worker);
+  drawSimulator(demo.simulator);
+}).catch(() => {});
 
 // The banner.
 let bannerSince = 0;
@@ -170,7 +197,7 @@ simulator.addEventListener('click', async () => {
   else notice('The simulator did not answer.');
 });
 
-filter.addEventListener('input', () => {
+find.addEventListener('input', () => {
   quiet = true;
   redraw();
 });

@@ -174,7 +174,7 @@ const topics = {
   },
 };
 /** @type {Map<string, string>} topics that came, and why a value is stale */
-const known = new Map();
+const known = new Map(), drawn = new Set();
 
 function notice() {
   const missing = Object.keys(topics).filter((t) => !known.has(t));
@@ -195,9 +195,12 @@ function take(event) {
   else if (!error && known.get(event.topic)) announce(`${event.topic} is up to date again`);
   known.set(event.topic, error);
   for (const part of topic.parts) part.stale(error);
-  // A stale value is as old as it was: only a true one is news.
+  // A value that became stale is as old as it was.
   const at = Math.min(Date.parse(event.at) || Date.now(), Date.now());
-  if (event.data) topic.draw(event.data, at);
+  if (event.data && !(error && drawn.has(event.topic))) {
+    drawn.add(event.topic);
+    topic.draw(event.data, at);
+  }
   for (const age of ages) age.draw();
 }
 

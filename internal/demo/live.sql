@@ -1,5 +1,5 @@
 -- What the dashboard shows. Nobody asks for it: one worker of all looks when something has changed,
--- and every page gets the result.
+-- and every page gets the result. A new day begins with its first change.
 
 select trumpet.live_query('stats', $$
   select (select count(*) from customers) as customers,

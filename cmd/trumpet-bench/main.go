@@ -20,6 +20,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -83,8 +84,9 @@ func dashboardFlags(f *flag.FlagSet) func(context.Context, string) error {
 	invoices := f.Int("invoices", 100_000, "rows of the table that is summed up")
 	svg := f.String("svg", "", "draw the queries a minute into this `file`")
 	return func(ctx context.Context, binary string) error {
-		if *rate < 1 || *seconds < 1 || *connections < 1 || *connections > 80 || *interval <= 0 {
-			return errors.New("--rate, --seconds and --poll must be more than 0, and --connections from 1 to 80")
+		if err := errors.Join(bounded("rate", *rate, 10_000), bounded("seconds", *seconds, 600), bounded("connections", *connections, 80),
+			bounded("invoices", *invoices, 10_000_000), bounded("clients", slices.Max(clients), 10_000), bounded("poll", int(*interval/time.Millisecond), 600_000)); err != nil {
+			return err
 		}
 		return measureDashboards(ctx, binary, dashboards{
 			clients: clients, rate: *rate, length: time.Duration(*seconds) * time.Second,
@@ -100,11 +102,20 @@ func aggregateFlags(f *flag.FlagSet) func(context.Context, string) error {
 	seconds := f.Int("seconds", 20, "how long one measurement takes; there are four for each size")
 	interval := f.Duration("poll", 3*time.Second, "how often the polling client asks")
 	return func(ctx context.Context, binary string) error {
-		if *rate < 1 || *seconds < 1 || *interval <= 0 {
-			return errors.New("--rate, --seconds and --poll must be more than 0")
+		if err := errors.Join(bounded("rate", *rate, 10_000), bounded("seconds", *seconds, 600),
+			bounded("rows", slices.Max(rows), 100_000_000), bounded("poll", int(*interval/time.Millisecond), 600_000)); err != nil {
+			return err
 		}
 		return measureAggregates(ctx, binary, aggregates{rows: rows, rate: *rate, length: time.Duration(*seconds) * time.Second, poll: *interval})
 	}
+}
+
+// bounded refuses what would never end.
+func bounded(name string, n, most int) error {
+	if n < 1 || n > most {
+		return fmt.Errorf("--%s %d: from 1 to %d", name, n, most)
+	}
+	return nil
 }
 
 // numbers is a flag of positive numbers with commas between them.

@@ -22,8 +22,8 @@ type group struct {
 }
 
 const (
-	plotWidth, plotHeight         = 760, 380
-	plotLeft, plotTop, plotBottom = 64, 84, 44
+	plotWidth, plotHeight         = 760, 396
+	plotLeft, plotTop, plotBottom = 64, 100, 44
 )
 
 const plotStyle = `<style>
@@ -66,7 +66,7 @@ func (p bars) String() string {
 		fmt.Fprintf(&b, `<line class="grid" x1="%d" x2="%d" y1="%.1f" y2="%.1f"/><text x="%d" y="%.1f" text-anchor="end">%s</text>`+"\n",
 			plotLeft, plotWidth-12, at, at, plotLeft-8, at+4, thousands(math.Pow10(d)))
 	}
-	fmt.Fprintf(&b, `<text x="%d" y="%d">%s</text>`+"\n", plotLeft, plotTop-14, html.EscapeString(p.axis))
+	fmt.Fprintf(&b, `<text x="%d" y="%d">%s</text>`+"\n", plotLeft, plotTop-24, html.EscapeString(p.axis))
 	wide := float64(plotWidth-12-plotLeft) / float64(max(1, len(p.groups)))
 	bar := min(48, wide*0.8/float64(max(1, len(p.series))))
 	for i, g := range p.groups {

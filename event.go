@@ -16,9 +16,15 @@ const (
 	OpTruncate  Op = "truncate"
 	OpBulk      Op = "bulk"
 	OpBroadcast Op = "broadcast"
+	// OpResult is a live query's new result. It is in the log, like the others above.
+	OpResult Op = "result"
+	// OpEnter and OpLeave are an update that moved a row into or out of a filter.
+	// They are only on the wire: what the log holds is the update.
+	OpEnter Op = "enter"
+	OpLeave Op = "leave"
 )
 
-// Event is one row's change, or one broadcast. It is never changed after it was
+// Event is one row's change, one broadcast, or one live query's result. It is never changed after it was
 // given on: many readers share it.
 type Event struct {
 	// ID is the event's place in the log. It is zero for a raw NOTIFY, which
@@ -38,8 +44,16 @@ type Event struct {
 	New json.RawMessage
 	Old json.RawMessage
 
-	// Data is a broadcast's JSON value; nil for everything else.
+	// Data is a broadcast's JSON value, or a live query's result; nil for
+	// everything else.
 	Data json.RawMessage
+	// AsOf is set for OpResult only: the position in the log that the result is
+	// true of. The event's own place is a later one. 0: there is no result yet.
+	AsOf int64
+	// Stale is set for OpResult only: Data could not be brought up to date, and is what it was, as of
+	// AsOf; nil if there was none. Error says why, in one line.
+	Stale bool
+	Error string
 
 	// Statement and Rows are set for OpBulk only: the statement that touched
 	// too much for one event a row, and how many rows it touched.

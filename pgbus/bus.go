@@ -150,10 +150,13 @@ type Bus struct {
 	sequencer *sequencer
 	answers   *answers
 	published *published
+	cuts      *cuts
+	tables    *tables
 
-	pool   atomic.Pointer[pgxpool.Pool] // while Run runs
-	secret atomic.Pointer[[]byte]       // signs notifications; read at each connect
-	status statusBoard
+	pool    atomic.Pointer[pgxpool.Pool] // while Run runs
+	cutPool atomic.Pointer[pgxpool.Pool] // while Run runs
+	secret  atomic.Pointer[[]byte]       // signs notifications; read at each connect
+	status  statusBoard
 }
 
 // New checks the configuration. It does not connect.
@@ -174,6 +177,8 @@ func New(config Config, sink Sink) (*Bus, error) {
 	b.sequencer = newSequencer(b)
 	b.answers = newAnswers(b)
 	b.published = newPublished()
+	b.cuts = newCuts()
+	b.tables = newTables()
 	return b, nil
 }
 
@@ -235,40 +240,26 @@ func (b *Bus) configure(c *pgx.ConnConfig, role string, validate pgconn.Validate
 // returns an error only for what trying again cannot mend: a wrong password, no such
 // database, a missing schema, a pooler that swallows notifications.
 func (b *Bus) Run(ctx context.Context) error {
-	poolConfig, err := pgxpool.ParseConfig(b.config.ConnString)
-	if err != nil {
-		return fmt.Errorf("read database URL: %w", err)
+	for _, p := range []struct {
+		role string
+		size int32
+		at   *atomic.Pointer[pgxpool.Pool]
+	}{{"pool", poolSize, &b.pool}, {"snapshot", cutPoolSize, &b.cutPool}} {
+		pool, err := b.openPool(ctx, p.role, p.size)
+		if err != nil {
+			return err
+		}
+		defer pool.Close()
+		p.at.Store(pool)
+		defer p.at.Store(nil)
 	}
-	poolConfig.ConnConfig = b.conn.Copy()
-	poolConfig.BeforeConnect = func(_ context.Context, c *pgx.ConnConfig) error {
-		b.configure(c, "pool", b.places.follow)
-		return nil
-	}
-	// No cached prepared statements: they would break when a migration changes a function.
-	poolConfig.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeExec
-	poolConfig.MaxConns = poolSize
-	poolConfig.MinConns = 0
-	// At rest nothing is asked of Postgres, health checks included.
-	poolConfig.HealthCheckPeriod = time.Hour
-	poolConfig.MaxConnIdleTime = time.Hour
-	poolConfig.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
-		_, err := conn.Exec(ctx, ownDefaults)
-		return err
-	}
-	pool, err := pgxpool.NewWithConfig(ctx, poolConfig)
-	if err != nil {
-		return fmt.Errorf("open pool: %w", err)
-	}
-	defer pool.Close()
-	b.pool.Store(pool)
-	defer b.pool.Store(nil)
 
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return b.listen(ctx) })
 	group.Go(func() error { return newDeliverer(b).run(ctx) })
 	group.Go(func() error { return b.sequencer.run(ctx) })
 	group.Go(func() error { return b.answers.run(ctx) })
-	err = group.Wait()
+	err := group.Wait()
 	if errors.Is(err, context.Canceled) {
 		return nil
 	}
@@ -346,18 +337,6 @@ func (b *Bus) Status() Status {
 		status.LastHeard = time.Unix(0, nanos)
 	}
 	return status
-}
-
-// errNotRunning is what calls get that come before Run has begun or after it has ended.
-var errNotRunning = errors.New("the bus is not running")
-
-// acquire gives a connection of the pool.
-func (b *Bus) acquire(ctx context.Context) (*pgxpool.Conn, error) {
-	pool := b.pool.Load()
-	if pool == nil {
-		return nil, errNotRunning
-	}
-	return pool.Acquire(ctx)
 }
 
 // mendable reports whether connecting again can help. It asks the SQLSTATE.

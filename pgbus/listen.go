@@ -88,9 +88,7 @@ func (b *Bus) cutAfter(err error) {
 		return
 	}
 	cut(b.dialer.connections())
-	if pool := b.pool.Load(); pool != nil {
-		pool.Reset()
-	}
+	b.resetPools()
 }
 
 // connect makes the connection that listens. If it came to another server than the one before,
@@ -121,9 +119,7 @@ func (b *Bus) connect(ctx context.Context, onNotification pgconn.NotificationHan
 	}
 	if b.places.settle(at) {
 		cut(slices.DeleteFunc(b.dialer.connections(), func(c *dialled) bool { return c == own }))
-		if pool := b.pool.Load(); pool != nil {
-			pool.Reset()
-		}
+		b.resetPools()
 	}
 	return conn, nil
 }

@@ -203,3 +203,23 @@ func TestRoles(t *testing.T) {
 	pgtest.Exec(t, admin, "select * from trumpet.prune('1 day', 1000000)")
 	pgtest.Exec(t, admin, "select trumpet.verify_cluster()")
 }
+
+// Each migration's down leaves the database as the migration before it made it.
+func TestEachMigrationIsTakenBackAlone(t *testing.T) {
+	t.Parallel()
+	url := pgtest.New(t)
+	conn := pgtest.Connect(t, url)
+	pgtest.Exec(t, conn, "create table jobs (id int primary key)")
+	all := sql.Migrations()
+	var before []string
+	for _, m := range all {
+		before = append(before, schema(t, url))
+		pgtest.Exec(t, conn, m.Up)
+	}
+	for i := len(all) - 1; i >= 0; i-- {
+		pgtest.Exec(t, conn, all[i].Down)
+		if now := schema(t, url); now != before[i] {
+			t.Errorf("down of migration %d left\n%s\nwant\n%s", all[i].Version, now, before[i])
+		}
+	}
+}

@@ -63,7 +63,7 @@ func (e *examination) migrations() error {
 }
 
 // workerFunctions are those that trumpet.grant_worker grants.
-const workerFunctions = "{sequence,head,recent,read_log,common_position,prune,verify_cluster,broadcast}"
+const workerFunctions = "{sequence,cut,watched_columns,head,recent,read_log,common_position,prune,verify_cluster,broadcast}"
 
 // rights: what this role may do.
 func (e *examination) rights() error {

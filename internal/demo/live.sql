@@ -8,7 +8,7 @@ select trumpet.live_query('stats', $$
          (select coalesce(sum(amount), 0) from invoices where issued_on = (now() at time zone 'UTC')::date) as revenue_today
 $$, depends_on => '{customers,jobs,invoices}', min_interval => '250ms');
 
-select trumpet.live_aggregate('jobs_by_status', 'jobs', '{"jobs": "count(*)"}', group_by => '{status}', min_interval => '250ms');
+select trumpet.live_aggregate('jobs_by_status', 'jobs', '{count as jobs}', group_by => '{status}', min_interval => '250ms');
 
-select trumpet.live_aggregate('revenue_by_day', 'invoices', '{"revenue": "sum(amount)", "invoices": "count(*)"}',
+select trumpet.live_aggregate('revenue_by_day', 'invoices', '{sum(amount) as revenue,count as invoices}',
   group_by => '{issued_on}', min_interval => '250ms');

@@ -2,12 +2,11 @@
 // lanes.js draws them.
 
 import { connect } from '../client.js';
-import { announce, badge, byId, everySecond, fetchState, formatAge, formatNumber, keyOf, messageOf, problemOf, say, workerLinks } from './page.js';
+import { announce, badge, byId, everySecond, fetchState, formatAge, formatNumber, messageOf, problemOf, say, workerLinks } from './page.js';
 import { boardFilter } from './filter.js';
 import { lanes } from './lanes.js';
 
-/** @type {Map<string, any>} */ let jobs = new Map();
-/** @type {Map<any, any>} */ let customers = new Map();
+let jobs = new Map(), customers = new Map();
 const draw = lanes(byId('lanes'));
 const find = byId('find');
 let quiet = true, drawing = 0, known = false;
@@ -38,79 +37,27 @@ function notice(text) {
   say(byId('notice'), text);
 }
 
-function apply(event) {
-  if (event.topic === 'dispatch' && event.op === 'broadcast') return banner(event);
-  const rows = event.topic === 'jobs' ? jobs : event.topic === 'customers' ? customers : null;
-  if (!rows) return undefined;
-  const key = rows === jobs ? keyOf(event) : (event.key ?? event.new ?? event.old)?.id;
-  switch (event.op) {
-    case 'insert':
-    case 'enter': // an update moved the row into the filter
-      rows.set(key, event.new);
-      break;
-    case 'update':
-      // A changed key: the old one is among the former values.
-      if (event.old && 'id' in event.old) rows.delete(rows === jobs ? JSON.stringify({ id: event.old.id }) : event.old.id);
-      rows.set(key, event.new);
-      break;
-    case 'delete':
-    case 'leave':
-      rows.delete(key);
-      break;
-    case 'truncate':
-      rows.clear();
-      break;
-    case 'bulk': // too many to be told one by one
-      loadAgain(event.topic);
-      break;
-  }
-  return redraw();
-}
-
-// Snapshots: a topic's rows come in pages, and stand in the place of what was there when all of
-// them have come.
-const coming = new Map();
-function takeRows({ topic, page, rows, more }) {
-  if (topic !== 'jobs' && topic !== 'customers') return;
-  if (page === 1) coming.set(topic, new Map());
-  const next = coming.get(topic);
-  for (const row of rows) next.set(topic === 'jobs' ? JSON.stringify({ id: row.id }) : row.id, row);
-  if (more) return;
-  coming.delete(topic);
-  if (topic === 'jobs') jobs = next;
-  else customers = next;
-  known = quiet = true;
+/** A topic's rows, as they are now: from the snapshot and every transaction after it. */
+function rowsOf(topic, rows) {
+  if (topic === 'jobs') jobs = new Map(rows.map((job) => [String(job.id), job]));
+  else if (topic === 'customers') customers = new Map(rows.map((c) => [c.id, c]));
+  known = true;
   redraw();
 }
 
-// A burst of bulk statements is loaded once, and once more for those that came meanwhile.
-const loading = new Map();
-async function loadAgain(topic) {
-  if (loading.has(topic)) return loading.set(topic, 'again');
-  do {
-    loading.set(topic, 'now');
-    await subscribe(topic === 'jobs' ? shown : topic);
-  } while (loading.get(topic) === 'again');
-  return loading.delete(topic);
-}
-
-async function subscribe(topic) {
-  try {
-    await connection.subscribe(topic, { snapshot: true });
-    notice('');
-  } catch (error) {
-    notice(`The worker does not give ${topic}: ${error.message}`);
-  }
-}
-
-const filter = boardFilter(() => {
+const filter = boardFilter(async () => {
   const next = filter.subscription;
   if (next === shown) return;
   connection.unsubscribe(shown);
   shown = next;
   quiet = true;
   redraw();
-  subscribe(shown);
+  try {
+    await connection.subscribe(next, { snapshot: true });
+    notice('');
+  } catch (error) {
+    if (next === shown) notice(`The worker does not give these jobs: ${error.message}`);
+  }
 });
 let shown = filter.subscription;
 
@@ -119,8 +66,9 @@ const connection = connect({
   url: '/ws/dispatch',
   topics: [shown, 'customers', 'dispatch'],
   snapshot: true,
-  onEvent: apply,
-  onRows: takeRows,
+  onSnapshot: () => { quiet = true; },
+  onRows: rowsOf,
+  onEvent: (event) => event.topic === 'dispatch' && event.op === 'broadcast' && banner(event),
   onState: status.onState,
 });
 status.follow(connection);

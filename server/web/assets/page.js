@@ -79,9 +79,6 @@ export function messageOf(data) {
   return JSON.stringify(data) ?? '';
 }
 
-/** The key of a row as one string. */
-export const keyOf = (event) => JSON.stringify(event.key ?? {});
-
 /**
  * Runs f once a second while the page can be seen.
  * @param {() => void} f

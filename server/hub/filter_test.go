@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"strconv"
 	"sync"
@@ -106,13 +107,23 @@ type world struct {
 	rows     map[int]job
 	position int64
 	at       trumpet.EventID
+	linger   bool // until something more has happened, what is read is kept back
 	reads    int
 }
 
 // ReadSnapshot implements Snapshots.
 func (w *world) ReadSnapshot(_ context.Context, requests []trumpet.SnapshotRequest, _ trumpet.SnapshotLimits) (trumpet.Snapshot, error) {
 	w.mu.Lock()
-	defer w.mu.Unlock()
+	defer func() {
+		at, linger := w.at, w.linger
+		w.mu.Unlock()
+		for until := time.Now().Add(20 * time.Millisecond); linger && time.Now().Before(until); {
+			if w.hub.Stats().Head.Compare(at) > 0 {
+				return
+			}
+			runtime.Gosched()
+		}
+	}()
 	w.reads++
 	out := trumpet.Snapshot{At: w.at}
 	for _, r := range requests {
@@ -294,7 +305,7 @@ func TestFilteredViewsAreExact(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer h.Close()
-		w := &world{hub: h, rows: map[int]job{}}
+		w := &world{hub: h, rows: map[int]job{}, linger: rapid.Bool().Draw(t, "linger")}
 		w.page = rapid.IntRange(1, 20).Draw(t, "page")
 		w.fakeLog.add(nil, trumpet.EventID{})
 		h.UseLog(w)
@@ -303,8 +314,8 @@ func TestFilteredViewsAreExact(t *testing.T) {
 		h.Live()
 
 		var over sync.WaitGroup
-		ended := make(chan struct{})
-		failures := make(chan error, 16)
+		ended, stop := make(chan struct{}), make(chan struct{})
+		failures := make(chan error, 16) // one a client
 		for i := range 10 {
 			random := rand.New(rand.NewPCG(seed, uint64(i)))
 			k := &keeper{follows: []string{choices[random.IntN(len(choices))], "end"}}
@@ -346,6 +357,11 @@ func TestFilteredViewsAreExact(t *testing.T) {
 					if m.Type == "reset" {
 						k.lastID = ""
 					}
+					select {
+					case <-stop:
+						return
+					default:
+					}
 					if cut || random.IntN(30) == 0 {
 						p.hangUp()
 						p = connect()
@@ -384,6 +400,9 @@ func TestFilteredViewsAreExact(t *testing.T) {
 		for said := false; ; {
 			select {
 			case err := <-failures:
+				close(stop)
+				h.Close()
+				over.Wait()
 				t.Fatalf("%v", err)
 			case <-ended:
 				said = true

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -314,6 +315,7 @@ func TestFilteredViewsAreExact(t *testing.T) {
 		h.Live()
 
 		var over sync.WaitGroup
+		var answers atomic.Int64
 		ended, stop := make(chan struct{}), make(chan struct{})
 		failures := make(chan error, 16) // one a client
 		for i := range 10 {
@@ -354,8 +356,11 @@ func TestFilteredViewsAreExact(t *testing.T) {
 						failures <- fmt.Errorf("client %d (%v): %w", i, k.follows, err)
 						return
 					}
-					if m.Type == "reset" {
+					switch m.Type {
+					case "reset":
 						k.lastID = ""
+					case "ready", "subscribed":
+						answers.Add(1)
 					}
 					select {
 					case <-stop:
@@ -390,8 +395,12 @@ func TestFilteredViewsAreExact(t *testing.T) {
 				}
 			})
 		}
-		for range rapid.IntRange(1, 200).Draw(t, "transactions") {
+		// Until clients have begun and been answered often enough while rows changed.
+		writing := time.NewTicker(200 * time.Microsecond)
+		defer writing.Stop()
+		for wanted := int64(rapid.IntRange(10, 60).Draw(t, "answers")); answers.Load() < wanted && len(failures) == 0; {
 			w.transact(r)
+			<-writing.C
 		}
 		// The end is said again and again, because some may not follow yet.
 		saying := time.NewTicker(5 * time.Millisecond)

@@ -207,7 +207,7 @@ func TestSnapshotNeedsRights(t *testing.T) {
 	}
 	bus, _, _ := start(t, fmt.Sprintf("host=%s port=%d dbname=%s user=%s password=secret", config.Host, config.Port, config.Database, role), "w1", nil)
 	for topic, grant := range map[string]string{
-		"jobs":     "grant select on public.jobs to " + role,
+		"jobs":       "grant select on public.jobs to " + role,
 		"app.things": "grant usage on schema app to " + role + "; grant select (id, note) on app.things to " + role,
 	} {
 		_, err := readAll(t, bus, topic)

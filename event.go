@@ -48,8 +48,12 @@ type Event struct {
 	// everything else.
 	Data json.RawMessage
 	// AsOf is set for OpResult only: the position in the log that the result is
-	// true of. The event's own place is a later one.
+	// true of. The event's own place is a later one. 0: there is no result yet.
 	AsOf int64
+	// Stale is set for OpResult only: Data could not be brought up to date, and is what it was, as of
+	// AsOf; nil if there was none. Error says why, in one line.
+	Stale bool
+	Error string
 
 	// Statement and Rows are set for OpBulk only: the statement that touched
 	// too much for one event a row, and how many rows it touched.

@@ -7,7 +7,7 @@ drop function trumpet.check_live(text, interval, interval, name);
 drop function trumpet.live_topics(text[], text);
 drop function trumpet.live_state();
 drop function trumpet.live_results();
-drop function trumpet.publish_result(text, bigint, bigint, json, text);
+drop function trumpet.publish_result(text, bigint, bigint, json, text, text);
 drop function trumpet.record_result(text, bigint, bigint, json, text);
 drop table trumpet.live_result;
 drop table trumpet.live;

@@ -41,7 +41,8 @@ create table trumpet.live_result (
   at      timestamptz not null,          -- when it was published
   as_of   bigint not null,
   value   json,                          -- null: there was none yet
-  error   text,                          -- null: the value is true now
+  error   text,                          -- as clients see it; null: the value is true now
+  detail  text,                          -- as operators see it
   since   timestamptz not null,          -- when it became so: stale, or true
   -- Its record, and a position that it comes after: so its own is found without an index.
   xid     xid8 not null default pg_current_xact_id(),
@@ -58,10 +59,10 @@ language sql as $$
   returning id
 $$;
 
--- Called by the worker that has the duty, with a new result, or with why there is none: then the value
--- stays what it was, and is stale. False if the definition is another one by now, or if the
+-- Called by the worker that has the duty, with a new result, or with why there is none, in words for
+-- clients and for operators: then the value stays what it was, and is stale. False if the definition is another one by now, or if the
 -- result is older than the one that is there: that is from a worker that had the duty before.
-create function trumpet.publish_result(name text, version bigint, as_of bigint, value json, error text default null) returns boolean
+create function trumpet.publish_result(name text, version bigint, as_of bigint, value json, error text default null, detail text default null) returns boolean
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   known trumpet.live_result;
@@ -86,7 +87,7 @@ begin
   end if;
   record_id := trumpet.record_result(name, version, as_of, value, error);
   update trumpet.live_result r
-     set at = clock_timestamp(), as_of = publish_result.as_of, value = publish_result.value, error = publish_result.error,
+     set at = clock_timestamp(), as_of = publish_result.as_of, value = publish_result.value, error = publish_result.error, detail = left(publish_result.detail, 4000),
          since = case when (r.error is null) = (publish_result.error is null) then r.since else clock_timestamp() end,
          xid = pg_current_xact_id(), id = record_id, follows = (select max(l.position) from trumpet.log l)
    where r.name = publish_result.name;
@@ -120,7 +121,7 @@ declare
   given  text;
   topic  text;
   own    text := current_setting('search_path');
-  relation regclass;
+  named  regclass;
 begin
   if coalesce(cardinality(depends_on), 0) = 0 or array_position(depends_on, null) is not null then
     raise exception 'trumpet: depends_on names no table'
@@ -132,18 +133,18 @@ begin
     if not found then
       perform set_config('search_path', names_in, true);
       begin
-        relation := pg_catalog.to_regclass(given);
+        named := pg_catalog.to_regclass(given);
       exception when syntax_error or invalid_name then
-        relation := null;
+        named := null;
       end;
       perform pg_catalog.set_config('search_path', own, true);
-      select w.topic into topic from trumpet.watched w where w.relation = live_topics.relation and not w.is_partition limit 1;
+      select w.topic into topic from trumpet.watched w where w.relation = named and not w.is_partition limit 1;
     end if;
     if topic is null then
       raise exception 'trumpet: depends_on names %, which is no watched table', quote_literal(given)
         using errcode = 'undefined_object',
-              hint = case when relation is null then 'select * from trumpet.watched shows what is.'
-                          else format('Watch it first: select trumpet.watch(%L)', relation) end;
+              hint = case when named is null then 'select * from trumpet.watched shows what is.'
+                          else format('Watch it first: select trumpet.watch(%L)', named) end;
     end if;
     if topic <> all (topics) then
       topics := topics || topic;
@@ -269,7 +270,7 @@ create view trumpet.live_queries as
                                               || ' as ' || (a->>'name'), ', ') from json_array_elements(l.aggregates) a)
                            || coalesce(' by ' || array_to_string(nullif(l.group_by, '{}'), ', '), '') || coalesce(' where ' || l.filter, '')) as definition,
          l.depends_on, l.min_interval, l.timeout, l.run_as,
-         r.error is not null as stale, r.error, r.since, nullif(r.as_of, 0) as as_of, r.at as published_at, r.value,
+         r.error is not null as stale, coalesce(r.detail, r.error) as error, r.since, nullif(r.as_of, 0) as as_of, r.at as published_at, r.value,
          l.defined_at, l.defined_by
     from trumpet.live l join trumpet.live_result r on r.name = l.name;
 
@@ -281,11 +282,11 @@ begin
   execute format('grant select on trumpet.migration, trumpet.cluster, trumpet.live, trumpet.live_result, trumpet.live_queries to %I', worker_role);
   execute format('grant execute on function trumpet.sequence(), trumpet.cut(), trumpet.watched_columns(text), trumpet.head(), trumpet.recent(int),
     trumpet.read_log(bigint, int, int, bigint, int, bigint), trumpet.common_position(bigint[], int[]),
-    trumpet.prune(interval, bigint, int), trumpet.publish_result(text, bigint, bigint, json, text), trumpet.live_results(), trumpet.live_state(),
+    trumpet.prune(interval, bigint, int), trumpet.publish_result(text, bigint, bigint, json, text, text), trumpet.live_results(), trumpet.live_state(),
     trumpet.verify_cluster(), trumpet.broadcast(text, jsonb) to %I', worker_role);
 end $$;
 
-revoke execute on function trumpet.record_result(text, bigint, bigint, json, text), trumpet.publish_result(text, bigint, bigint, json, text),
+revoke execute on function trumpet.record_result(text, bigint, bigint, json, text), trumpet.publish_result(text, bigint, bigint, json, text, text),
   trumpet.live_results(), trumpet.live_state(), trumpet.live_topics(text[], text), trumpet.check_live(text, interval, interval, name), trumpet.begin_live(text),
   trumpet.live_query(text, text, text[], interval, interval, name, text), trumpet.drop_live_query(text) from public;
 

@@ -159,6 +159,7 @@ type Bus struct {
 	published *published
 	live      *live.Runner // nil for a bus that only follows
 	cuts      *cuts
+	tables    *tables
 
 	pool    atomic.Pointer[pgxpool.Pool] // while Run runs
 	cutPool atomic.Pointer[pgxpool.Pool] // while Run runs
@@ -188,6 +189,7 @@ func New(config Config, sink Sink) (*Bus, error) {
 		b.live = live.New(liveBus{b}, live.Config{CheckInterval: config.LiveCheck, Logger: config.Logger})
 	}
 	b.cuts = newCuts()
+	b.tables = newTables()
 	return b, nil
 }
 

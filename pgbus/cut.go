@@ -61,12 +61,30 @@ func take(ctx context.Context, slots chan struct{}) (release func(), err error) 
 // A cut is one step of the sequencer. Its snapshot is exported by the statement that decides which
 // records get a position; the reading transaction imports it, and then the step is committed. Only
 // then does the position exist, so where that commit fails nothing is read.
+//
+// One thing is not as the snapshot has it: a table that is truncated, or rewritten by ALTER TABLE,
+// between the snapshot and the reading looks empty (PostgreSQL manual, 13.6). Then read is called
+// again, with another cut.
 func (b *Bus) Cut(ctx context.Context, read func(ctx context.Context, tx pgx.Tx, at trumpet.EventID) error) error {
 	done, err := take(ctx, b.cuts.reading)
 	if err != nil {
 		return fmt.Errorf("cut: %w", err)
 	}
 	defer done()
+	for range maxRewritten {
+		if err = b.cut(ctx, read); !errors.Is(err, errRewritten) {
+			return err
+		}
+	}
+	return err
+}
+
+// errRewritten is a cut in which a table looked empty. maxRewritten is how often that may happen.
+var errRewritten = errors.New("a table is being rewritten again and again")
+
+const maxRewritten = 3
+
+func (b *Bus) cut(ctx context.Context, read func(ctx context.Context, tx pgx.Tx, at trumpet.EventID) error) error {
 	pool := b.cutPool.Load()
 	if pool == nil {
 		return fmt.Errorf("cut: %w", errNotRunning)
@@ -81,7 +99,22 @@ func (b *Bus) Cut(ctx context.Context, read func(ctx context.Context, tx pgx.Tx,
 		return fmt.Errorf("cut: %w", err)
 	}
 	defer rollback(ctx, tx) // it wrote nothing, and changed settings only for itself
-	return read(ctx, tx, at)
+	if err := read(ctx, tx, at); err != nil {
+		return err
+	}
+	// What was read is locked now. The query sees pg_class as the snapshot does, the function as it is.
+	var rewritten bool
+	if err := tx.QueryRow(ctx, `
+		select exists (
+		  select from pg_catalog.pg_locks l join pg_catalog.pg_class c on c.oid = l.relation
+		   where l.pid = pg_catalog.pg_backend_pid() and l.locktype = 'relation' and c.relkind in ('r', 'm')
+		     and c.relfilenode <> 0 and c.relfilenode <> pg_catalog.pg_relation_filenode(c.oid))`).Scan(&rewritten); err != nil {
+		return fmt.Errorf("cut: look for rewritten tables: %w", err)
+	}
+	if rewritten {
+		return errRewritten
+	}
+	return nil
 }
 
 // makeCut makes a cut and begins the transaction that reads in it.

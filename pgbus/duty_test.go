@@ -303,3 +303,50 @@ func TestPostgresKilledAndRestarted(t *testing.T) {
 	r.waitData(t, "2")
 	r.waitLive(t)
 }
+
+// A writer decides at commit that it need not wake anybody, because the sequencer holds the wake-up
+// lock; and it has the newest transaction id of all, which no snapshot shows as in progress. The
+// sequencer looks for the last time before that commit, and has to find it all the same.
+func TestTheNewestTransactionIsWatchedToo(t *testing.T) {
+	t.Parallel()
+	// A server of its own: a transaction that ends anywhere in it would make the writer's one of the
+	// older ones. And a heartbeat that comes too late to help.
+	_, url := pgtest.StartMigrated(t, map[string]string{"autovacuum": "off"})
+	conn, inserting, locking, writing := pgtest.Connect(t, url), pgtest.Connect(t, url), pgtest.Connect(t, url), pgtest.Connect(t, url)
+	bus, r, _ := start(t, url, "w1", func(c *pgbus.Config) { c.Heartbeat = time.Minute })
+	waitUntil(t, "the worker to have the duty", func() bool { return bus.Status().Sequencing })
+	isTrue := func(query string) func() bool {
+		return func() bool {
+			var yes bool
+			if err := conn.QueryRow(t.Context(), query).Scan(&yes); err != nil {
+				t.Fatal(err)
+			}
+			return yes
+		}
+	}
+
+	// The step that takes the first record waits for whoever has its position; then a lock on the log
+	// waits for that step, and keeps the sequencer from its next one.
+	pgtest.Exec(t, inserting, "begin; insert into trumpet.log select position + 1, 0, null, null, 0, false, 0, null from trumpet.log")
+	pgtest.Exec(t, conn, "select trumpet.broadcast('dispatch', '1')")
+	waitUntil(t, "the step to wait", isTrue("select exists (select from pg_locks where locktype = 'transactionid' and not granted)"))
+	locked := make(chan error, 1)
+	go func() {
+		_, err := locking.Exec(context.WithoutCancel(t.Context()), "begin; lock table trumpet.log in access exclusive mode")
+		locked <- err
+	}()
+	waitUntil(t, "the lock to wait", isTrue("select exists (select from pg_locks where mode = 'AccessExclusiveLock' and not granted)"))
+	pgtest.Exec(t, inserting, "rollback")
+	if err := <-locked; err != nil {
+		t.Fatal(err)
+	}
+	waitUntil(t, "the sequencer to wait, with the wake-up lock", isTrue(`select exists (select from pg_locks l join pg_locks a using (pid)
+		where l.relation = 'trumpet.log'::regclass and not l.granted and a.locktype = 'advisory' and a.objid = 1 and a.granted)`))
+
+	pgtest.Exec(t, writing, "begin; select trumpet.broadcast('dispatch', '2'); set constraints all immediate")
+	steps := bus.Status().Steps
+	pgtest.Exec(t, locking, "rollback")
+	waitUntil(t, "the step before letting go, and the one after", func() bool { return bus.Status().Steps >= steps+2 })
+	pgtest.Exec(t, writing, "commit")
+	r.waitData(t, "2")
+}

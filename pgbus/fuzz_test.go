@@ -137,11 +137,15 @@ func FuzzParseSnapshot(f *testing.F) {
 		f.Add(text)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
-		xids, err := parseSnapshot(text)
+		snapshot, err := parseSnapshot(text)
 		if err != nil {
 			return
 		}
+		xids := snapshot.inProgress
 		parts := strings.Split(text, ":")
+		if strings.TrimLeft(parts[1], "0") != strings.TrimLeft(fmt.Sprint(snapshot.xmax), "0") {
+			t.Errorf("%q: xmax %d", text, snapshot.xmax)
+		}
 		var again []string
 		for i, number := range strings.Split(parts[2], ",") {
 			if len(xids) == 0 {

@@ -1,6 +1,7 @@
 package pgbus
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -109,11 +110,15 @@ func TestVerify(t *testing.T) {
 func TestParseSnapshot(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]int{"10:10:": 0, "10:20:10,14,15": 3} {
-		if xids, err := parseSnapshot(text); err != nil || len(xids) != want {
-			t.Errorf("%q: got %v, %v", text, xids, err)
+		if s, err := parseSnapshot(text); err != nil || len(s.inProgress) != want {
+			t.Errorf("%q: got %v, %v", text, s, err)
 		}
 	}
-	for _, text := range []string{"", "10", "10:20", "10:20:x"} {
+	s, err := parseSnapshot("10:20:10,14")
+	if running := s.running([]uint64{9, 10, 11, 14, 19, 20, 21}); err != nil || fmt.Sprint(running) != "[10 14 20 21]" {
+		t.Errorf("running: %v, %v", running, err)
+	}
+	for _, text := range []string{"", "10", "10:20", "10:20:x", "10:x:10"} {
 		if _, err := parseSnapshot(text); err == nil {
 			t.Errorf("%q: no error", text)
 		}

@@ -100,8 +100,3 @@ func toResult(row pgx.CollectableRow) (trumpet.Event, error) {
 	}
 	return event, nil
 }
-
-// Table is still to come.
-func (b liveBus) Table(ctx context.Context, topic string) (trumpet.Table, bool, error) {
-	return trumpet.Table{}, false, errNotRunning
-}

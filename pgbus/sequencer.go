@@ -3,8 +3,6 @@ package pgbus
 import (
 	"context"
 	"fmt"
-	"strconv"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -25,6 +23,11 @@ import (
 // sequencer goes on stepping, with growing pauses, until those transactions are gone or a
 // second has passed. What is still not found then (a commit that waits for a synchronous
 // replica) is found by a heartbeat.
+//
+// A snapshot lists what is in progress below its xmax only, which follows the newest transaction
+// that has ended. The newest ones of all, B perhaps, stand in no list. So before the snapshot
+// the sequencer asks once which locks on transactions there are: B is among them, or has
+// finished before the snapshot.
 //
 // While it is awake it holds the wake-up lock itself, and no writer notifies at all.
 type sequencer struct {
@@ -149,7 +152,7 @@ func (s *sequencer) serve(ctx context.Context) error {
 	if err := row.Scan(&polling, &duty); err != nil {
 		return fmt.Errorf("take duty: %w", err)
 	}
-	d := &dutyHolder{bus: s.bus, conn: conn, outlived: make(map[uint64]bool)}
+	d := &dutyHolder{bus: s.bus, conn: conn, polling: polling, outlived: make(map[uint64]bool)}
 	if !duty {
 		return s.passBy(ctx, d)
 	}
@@ -159,7 +162,7 @@ func (s *sequencer) serve(ctx context.Context) error {
 	if s.bus.live != nil {
 		s.bus.live.Free() // who had the one duty before may have had the other too
 	}
-	return s.hold(ctx, d, polling)
+	return s.hold(ctx, d)
 }
 
 // passBy steps in place of whoever has the duty. If that session did nothing for some rounds though
@@ -207,9 +210,9 @@ func (s *sequencer) passBy(ctx context.Context, d *dutyHolder) error {
 }
 
 // hold steps and sleeps until the session or ctx ends.
-func (s *sequencer) hold(ctx context.Context, d *dutyHolder, polling bool) error {
+func (s *sequencer) hold(ctx context.Context, d *dutyHolder) error {
 	poll := make(<-chan time.Time)
-	if polling {
+	if d.polling {
 		ticker := time.NewTicker(pollInterval)
 		defer ticker.Stop()
 		poll = ticker.C
@@ -237,161 +240,4 @@ func (s *sequencer) hold(ctx context.Context, d *dutyHolder, polling bool) error
 			}
 		}
 	}
-}
-
-// dutyHolder is the session that has the duty.
-type dutyHolder struct {
-	bus      *Bus
-	conn     *pgx.Conn
-	holding  bool            // the wake-up lock
-	outlived map[uint64]bool // transactions that were in progress through a whole watch
-}
-
-// stepUntilQuiet steps until there is nothing to sequence and nothing that may be committing
-// unheard. It reports whether any record got a position.
-func (d *dutyHolder) stepUntilQuiet(ctx context.Context, soon <-chan struct{}) (stepped bool, err error) {
-	turnPause := stepPauseMin
-	for {
-		began := time.Now()
-		sequenced, inProgress, err := d.step(ctx)
-		if err != nil {
-			return stepped, err
-		}
-		if sequenced < 0 { // somebody else is at it, and may have looked before the newest commit
-			if err := sleep(ctx, turnPause); err != nil {
-				return stepped, err
-			}
-			turnPause = min(2*turnPause, turnPauseMax)
-			continue
-		}
-		turnPause = stepPauseMin
-		if sequenced > 0 {
-			stepped = true
-			if err := sleep(ctx, min(max(time.Since(began), stepPauseMin), stepPauseMax)); err != nil {
-				return stepped, err
-			}
-			continue
-		}
-		if d.holding {
-			if err := d.letGo(ctx); err != nil {
-				return stepped, err
-			}
-			continue // with a snapshot from after that
-		}
-		found, err := d.watch(ctx, inProgress, soon)
-		if err != nil || !found {
-			return stepped, err
-		}
-		stepped = true
-	}
-}
-
-// watch steps while any of the transactions is in progress, for a bounded time, and reports
-// whether it found records.
-func (d *dutyHolder) watch(ctx context.Context, transactions []uint64, soon <-chan struct{}) (found bool, err error) {
-	bound := watchLongFor
-	for _, xid := range transactions {
-		if !d.outlived[xid] {
-			bound = watchFor
-		}
-	}
-	began := time.Now()
-	pause := time.Millisecond
-	for len(transactions) > 0 && time.Since(began) < bound {
-		timer := time.NewTimer(pause)
-		select {
-		case <-ctx.Done():
-			timer.Stop()
-			return false, ctx.Err()
-		case <-soon:
-			timer.Stop()
-		case <-timer.C:
-		}
-		pause = min(2*pause, 250*time.Millisecond)
-		sequenced, inProgress, err := d.step(ctx)
-		if err != nil {
-			return false, err
-		}
-		if sequenced > 0 {
-			return true, nil
-		}
-		transactions = intersection(transactions, inProgress)
-	}
-	clear(d.outlived)
-	for _, xid := range transactions {
-		d.outlived[xid] = true
-	}
-	return false, nil
-}
-
-func intersection(a, b []uint64) []uint64 {
-	in := make(map[uint64]bool, len(b))
-	for _, x := range b {
-		in[x] = true
-	}
-	var both []uint64
-	for _, x := range a {
-		if in[x] {
-			both = append(both, x)
-		}
-	}
-	return both
-}
-
-// step makes one step. One that gives positions takes the wake-up lock before it commits, if it is
-// free, and keeps it: a writer that notified would have to wait for that commit, because of
-// NOTIFY's own lock. Without anything to sequence it does not take it, even for a moment: a writer
-// that failed to get it just then would be in no snapshot that was taken after.
-func (d *dutyHolder) step(ctx context.Context) (sequenced int64, inProgress []uint64, err error) {
-	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
-	defer cancel()
-	query := "select sequenced, snapshot::text, sequenced > 0 and pg_try_advisory_lock(1953656176, 1) from trumpet.sequence()"
-	if d.holding {
-		query = "select sequenced, snapshot::text, false from trumpet.sequence()"
-	}
-	var (
-		snapshot string
-		held     bool
-	)
-	if err := d.conn.QueryRow(ctx, query).Scan(&sequenced, &snapshot, &held); err != nil {
-		return 0, nil, fmt.Errorf("sequence: %w", err)
-	}
-	d.holding = d.holding || held
-	d.bus.status.steps.Add(1)
-	if sequenced > 0 {
-		d.bus.status.sequenced.Add(sequenced)
-	}
-	inProgress, err = parseSnapshot(snapshot)
-	return sequenced, inProgress, err
-}
-
-func (d *dutyHolder) letGo(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
-	defer cancel()
-	if _, err := d.conn.Exec(ctx, "select pg_advisory_unlock(1953656176, 1)"); err != nil {
-		return fmt.Errorf("let wake-up lock go: %w", err)
-	}
-	d.holding = false
-	return nil
-}
-
-// parseSnapshot returns the transactions in progress in a pg_snapshot's text, xmin:xmax:xip,…
-// (PostgreSQL manual, 9.27.8).
-func parseSnapshot(text string) ([]uint64, error) {
-	parts := strings.Split(text, ":")
-	if len(parts) != 3 {
-		return nil, fmt.Errorf("snapshot %q is not xmin:xmax:xip", text)
-	}
-	if parts[2] == "" {
-		return nil, nil
-	}
-	var xids []uint64
-	for part := range strings.SplitSeq(parts[2], ",") {
-		xid, err := strconv.ParseUint(part, 10, 64)
-		if err != nil {
-			return nil, fmt.Errorf("snapshot %q: %w", text, err)
-		}
-		xids = append(xids, xid)
-	}
-	return xids, nil
 }

@@ -7,7 +7,7 @@
 
 -- The work of trumpet.sequence() and trumpet.cut(); see migration 1 for how it decides what is new.
 -- Nobody but these two may call it: they bring their owner's rights, the search_path, and the
--- planner's settings. Setting these here too would cost every step as much as looking for records.
+-- planner's settings, which to set here once more would cost every step a tenth of its time.
 --
 -- export: waits for its turn instead of giving up, and exports the snapshot. The export stands in the
 -- statement that finds the new records: each statement of a READ COMMITTED transaction has a
@@ -160,10 +160,11 @@ end $$;
 
 -- The table behind a topic, one row for each of its watched columns, in their order; none if no table
 -- has the topic. Types are those below any domain, without a length or a precision: what a value is
--- compared as. A column that is named in trumpet.watch() and gone since is left out.
+-- compared as. A column that is named in trumpet.watch() and gone since is left out. picked says
+-- whether the watched columns were named: such rows are rendered in another way (trumpet.pick_columns).
 create function trumpet.watched_columns(
-  topic text, out relation oid, out schema_name text, out table_name text, out key text[],
-  out "column" text, out number int, out type text, out type_schema text, out type_name text, out type_type "char")
+  topic text, out relation oid, out schema_name text, out table_name text, out key text[], out picked boolean,
+  out "column" text, out number int, out type text, out is_enum boolean, out labels text[])
 returns setof record
 language sql stable security definer set search_path = pg_catalog, pg_temp as $$
   with recursive watched as materialized (
@@ -179,13 +180,14 @@ language sql stable security definer set search_path = pg_catalog, pg_temp as $$
   select w.relation, n.nspname, c.relname,
          array(select k.name from unnest(w.key) with ordinality k(name, n)
                 where exists (select from base k2 where k2.attname = k.name) order by k.n),
-         b.attname, b.attnum, format_type(b.type, -1), tn.nspname, t.typname, t.typtype
+         w.columns is not null,
+         b.attname, b.attnum, format_type(b.type, -1), t.typtype = 'e',
+         array(select e.enumlabel::text from pg_enum e where e.enumtypid = b.type order by e.enumsortorder)
     from watched w
     join pg_class c on c.oid = w.relation
     join pg_namespace n on n.oid = c.relnamespace
     join base b on b.attrelid = w.relation
     join pg_type t on t.oid = b.type and t.typtype <> 'd'
-    join pg_namespace tn on tn.oid = t.typnamespace
    order by b.attnum
 $$;
 

@@ -1,6 +1,8 @@
 -- Takes back Trumpet 4. trumpet.grant_worker() is again as migration 3 made it.
 drop view trumpet.live_queries;
 drop function trumpet.live_query(text, text, text[], interval, interval, name, text);
+drop function trumpet.live_aggregate(text, regclass, text[], text[], text, interval, interval, name);
+drop function trumpet.aggregated_type(regclass, text[], text);
 drop function trumpet.drop_live_query(text);
 drop function trumpet.begin_live(text);
 drop function trumpet.check_live(text, interval, interval, name);

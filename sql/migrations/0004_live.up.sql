@@ -250,6 +250,140 @@ begin
   perform trumpet.begin_live(name);
 end $$;
 
+-- Names aggregates over one watched table, or replaces the live query of this name. One worker of all
+-- reads them once, and then keeps them up from the table's changes, however large it is. Their result is
+-- what this query's would be, published as topic name:
+--   select group_by…, aggregates… from relation where filter group by group_by… order by group_by…
+-- Without group_by it is an array of one object.
+--
+--   aggregates  count, count(column), sum(column), avg(column), min(column), max(column), each with
+--               " as name" behind it if it is to be called otherwise than sum_column
+--   group_by    columns
+--   filter      as in a subscription: status=eq.open&priority=gt.1
+--   timeout     how long reading the table may take: at the start, when changes could not be
+--               followed (a bulk statement, a column that went), and when it is compared now and then
+-- The others are as in trumpet.live_query. Columns are named as they are stored, without quotes.
+create function trumpet.live_aggregate(
+  name text, relation regclass, aggregates text[] default '{count}', group_by text[] default '{}', filter text default null,
+  min_interval interval default '250 ms', timeout interval default '5 min', run_as name default null) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  exact  constant regtype[] := '{int2,int4,int8,numeric}';
+  ranked constant regtype[] := exact || '{float4,float8,date,timestamp,timestamptz}'::regtype[];
+  alike  constant regtype[] := exact || '{text,varchar,bpchar,bool,date,timestamp,timestamptz,uuid}'::regtype[];
+  own_role text := current_setting('role');
+  watch  record;
+  given  text;
+  parts  text[];
+  chosen json[] := '{}';
+  names  text[] := group_by;
+  kind   regtype;
+  fault  text;
+begin
+  perform pg_advisory_xact_lock(1953656176, 5);
+  perform trumpet.check_live(name, min_interval, timeout, run_as);
+  select w.topic, w.columns into watch from trumpet.watched w where w.relation = live_aggregate.relation and not w.is_partition;
+  if not found then
+    raise exception 'trumpet: % is no watched table', coalesce(relation::text, 'NULL')
+      using errcode = 'undefined_object', hint = format('Watch it first: select trumpet.watch(%L)', relation);
+  end if;
+  if coalesce(cardinality(aggregates), 0) not between 1 and 32 or group_by is null or cardinality(group_by) > 8 then
+    raise exception 'trumpet: a live aggregate has 1 to 32 aggregates, and at most 8 columns in group_by'
+      using errcode = 'invalid_parameter_value', hint = 'For example: aggregates => ''{count,sum(amount)}'', group_by => ''{status}''';
+  end if;
+
+  foreach given in array group_by loop
+    kind := trumpet.aggregated_type(relation, watch.columns, given);
+    if kind <> all (alike) and not exists (select from pg_type t where t.oid = kind and t.typtype = 'e')
+       or exists (select from pg_attribute a join pg_collation c on c.oid = a.attcollation
+                   where a.attrelid = relation and a.attname = given and not c.collisdeterministic) then
+      raise exception 'trumpet: a live aggregate cannot group by %, whose type is %', quote_ident(given), kind
+        using errcode = 'datatype_mismatch',
+              hint = 'It groups by integers, numeric, text in a deterministic collation, boolean, date, timestamps, uuid and enums. Use trumpet.live_query() for others.';
+    end if;
+  end loop;
+
+  foreach given in array aggregates loop
+    parts := regexp_match(given, '^\s*(count|sum|avg|min|max)\s*(?:\(\s*(.*?)\s*\))?(?:\s+as\s+(.*?))?\s*$', 'i');
+    parts := array[lower(parts[1]), nullif(nullif(parts[2], ''), '*'), parts[3]];
+    parts[3] := coalesce(parts[3], concat_ws('_', parts[1], parts[2]));
+    if parts[1] is null or parts[2] is null and parts[1] <> 'count' or parts[3] = '' then
+      raise exception 'trumpet: % is no aggregate that can be kept up', coalesce(quote_literal(given), 'NULL')
+        using errcode = 'invalid_parameter_value',
+              hint = 'There are count, count(column), sum(column), avg(column), min(column) and max(column), each with " as name" if wanted. Use trumpet.live_query() for others.';
+    end if;
+    if parts[3] = any (names) then
+      raise exception 'trumpet: two columns of the result are called %', quote_ident(parts[3])
+        using errcode = 'duplicate_column', hint = 'Name one of them otherwise: sum(amount) as revenue';
+    end if;
+    names := names || parts[3];
+    kind := case when parts[2] is not null then trumpet.aggregated_type(relation, watch.columns, parts[2]) end;
+    if parts[1] in ('sum', 'avg') and kind <> all (exact) or parts[1] in ('min', 'max') and kind <> all (ranked) then
+      raise exception 'trumpet: %(%) cannot be kept up, because the column''s type is %', parts[1], quote_ident(parts[2]), kind
+        using errcode = 'datatype_mismatch',
+              hint = case when kind in ('float4'::regtype, 'float8'::regtype)
+                          then 'A sum of floating-point numbers depends on the order in which they are added. Make the column numeric, or use trumpet.live_query().'
+                          else 'Use trumpet.live_query() for it.' end;
+    end if;
+    chosen := chosen || json_build_object('name', parts[3], 'function', parts[1], 'column', parts[2]);
+  end loop;
+
+  -- The worker reads the filter as it reads a client's; here only what SQL can see is looked at.
+  filter := nullif(ltrim(filter, '?'), '');
+  foreach given in array coalesce(string_to_array(filter, '&'), '{}') loop
+    if given !~ '^[^=]+=(not\.)?(eq|neq|lt|lte|gt|gte|in|is)\.' then
+      raise exception 'trumpet: % is no condition of a filter', quote_literal(given)
+        using errcode = 'invalid_parameter_value', hint = 'A filter looks like status=eq.open&priority=gt.1; docs/protocol.md has the rest.';
+    end if;
+    if given !~ '^[^=]*[%+]' then
+      perform trumpet.aggregated_type(relation, watch.columns, split_part(given, '=', 1));
+    end if;
+  end loop;
+
+  begin
+    if run_as is not null then
+      perform set_config('role', run_as, true);
+    end if;
+    execute format('explain select %s from %s', coalesce((select string_agg(distinct quote_ident(c), ', ')
+                     from unnest(group_by || array(select a->>'column' from unnest(chosen) a)) c), '1'), relation);
+    perform set_config('role', own_role, true);
+  exception when insufficient_privilege then
+    get stacked diagnostics fault = message_text;
+    raise exception 'trumpet: % cannot be read%: %', relation, coalesce(' as ' || quote_ident(run_as), ''), fault
+      using errcode = 'insufficient_privilege',
+            hint = case when fault like '%role%' then format('grant %I to %I', run_as, current_user)
+                        else format('grant select on %s to %I', relation, coalesce(run_as, current_user)) end;
+  end;
+  delete from trumpet.live l where l.name = live_aggregate.name;
+  insert into trumpet.live (name, version, aggregates, group_by, filter, depends_on, min_interval, timeout, run_as, search_path)
+  values (name, nextval('trumpet.live_version'), array_to_json(chosen), live_aggregate.group_by, live_aggregate.filter, array[watch.topic],
+          min_interval, timeout, run_as, 'pg_catalog, pg_temp');
+  perform trumpet.begin_live(name);
+end $$;
+
+-- The type of a watched column; for a domain, the one below it.
+create function trumpet.aggregated_type(relation regclass, watched text[], "column" text) returns regtype
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+  type oid := (select a.atttypid from pg_attribute a where a.attrelid = relation and a.attname = "column" and a.attnum > 0 and not a.attisdropped);
+  base oid;
+begin
+  if type is null then
+    raise exception 'trumpet: % has no column %', relation, coalesce(quote_ident("column"), 'NULL')
+      using errcode = 'undefined_column', hint = 'Columns are named as they are stored, without quotes.';
+  end if;
+  if "column" <> all (watched) then
+    raise exception 'trumpet: column % of % is not watched', quote_ident("column"), relation
+      using errcode = 'undefined_column', hint = format('Watch the table anew, with that column: columns => %L', watched || "column");
+  end if;
+  loop
+    select t.typbasetype into base from pg_type t where t.oid = type;
+    exit when base = 0;
+    type := base;
+  end loop;
+  return type;
+end $$;
+
 -- Ends a live query, or a live aggregate. Its listeners are told.
 create function trumpet.drop_live_query(name text) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -288,7 +422,8 @@ end $$;
 
 revoke execute on function trumpet.record_result(text, bigint, bigint, json, text), trumpet.publish_result(text, bigint, bigint, json, text, text),
   trumpet.live_results(), trumpet.live_state(), trumpet.live_topics(text[], text), trumpet.check_live(text, interval, interval, name), trumpet.begin_live(text),
-  trumpet.live_query(text, text, text[], interval, interval, name, text), trumpet.drop_live_query(text) from public;
+  trumpet.live_query(text, text, text[], interval, interval, name, text), trumpet.aggregated_type(regclass, text[], text),
+  trumpet.live_aggregate(text, regclass, text[], text[], text, interval, interval, name), trumpet.drop_live_query(text) from public;
 
 -- The workers' roles that are there get what is new.
 do $$

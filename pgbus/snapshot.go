@@ -37,8 +37,8 @@ var asCaptured = fmt.Sprintf(`set local search_path = pg_catalog, pg_temp; set l
 // true of. It waits while two others are being read. A *trumpet.Refusal says what is wrong: with
 // trumpet.ErrNotReadable this worker's role may not read a table, or row-level security would hide
 // rows from it; with trumpet.ErrTooLarge there are more rows or bytes than the limits allow, or
-// reading them takes too long; with trumpet.ErrFilter a topic is no watched table, or has lost a
-// column of a matcher.
+// reading them takes too long; with trumpet.ErrFilter a topic with a matcher is no watched table any
+// more, or has lost a column of it. Other topics that are no watched tables are left out.
 func (b *Bus) ReadSnapshot(ctx context.Context, topics []trumpet.SnapshotRequest, limits trumpet.SnapshotLimits) (trumpet.Snapshot, error) {
 	limits.Rows = cmp.Or(limits.Rows, trumpet.DefaultSnapshotRows)
 	limits.Bytes = cmp.Or(limits.Bytes, trumpet.DefaultSnapshotBytes)
@@ -54,9 +54,12 @@ func (b *Bus) ReadSnapshot(ctx context.Context, topics []trumpet.SnapshotRequest
 			return fmt.Errorf("set up session: %w", err)
 		}
 		for _, request := range topics {
-			pages, err := readTopic(ctx, tx, request, limits)
+			pages, found, err := readTopic(ctx, tx, request, limits)
 			if err != nil {
 				return err
+			}
+			if !found {
+				continue
 			}
 			snapshot.Topics = append(snapshot.Topics, trumpet.TopicSnapshot{Topic: request.Topic, Pages: pages})
 		}
@@ -68,39 +71,41 @@ func (b *Bus) ReadSnapshot(ctx context.Context, topics []trumpet.SnapshotRequest
 	return snapshot, nil
 }
 
-func readTopic(ctx context.Context, tx pgx.Tx, request trumpet.SnapshotRequest, limits trumpet.SnapshotLimits) ([][]json.RawMessage, error) {
+func readTopic(ctx context.Context, tx pgx.Tx, request trumpet.SnapshotRequest, limits trumpet.SnapshotLimits) (_ [][]json.RawMessage, found bool, _ error) {
 	d, err := readDefinition(ctx, tx, request.Topic)
 	switch {
 	case err != nil:
-		return nil, fmt.Errorf("read table of topic %q: %w", request.Topic, err)
+		return nil, false, fmt.Errorf("read table of topic %q: %w", request.Topic, err)
+	case !d.found && len(request.Matchers) == 0:
+		return nil, false, nil
 	case !d.found:
-		return nil, trumpet.Refuse(trumpet.ErrFilter, "topic %s is not a watched table, so it has no rows to begin with", request.Topic)
+		return nil, false, trumpet.Refuse(trumpet.ErrFilter, "topic %s is not a watched table any more, so it cannot be filtered", request.Topic)
 	case len(d.missing) > 0:
-		return nil, trumpet.Refuse(trumpet.ErrNotReadable, "the rows of topic %s cannot be read; the table's owner has to run: %s",
+		return nil, false, trumpet.Refuse(trumpet.ErrNotReadable, "the rows of topic %s cannot be read; the table's owner has to run: %s",
 			request.Topic, strings.Join(d.missing, "; "))
 	case d.rowSecurity:
-		return nil, trumpet.Refuse(trumpet.ErrNotReadable, "the rows of topic %s cannot be read: row-level security would hide some of them "+
+		return nil, false, trumpet.Refuse(trumpet.ErrNotReadable, "the rows of topic %s cannot be read: row-level security would hide some of them "+
 			"from Trumpet's role, which needs the attribute BYPASSRLS", request.Topic)
 	}
 	query, args, err := snapshotQuery(d, request.Matchers, limits)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	pages, err := readPages(ctx, tx, query, args, request.Topic, limits)
 	var pg *pgconn.PgError
 	if errors.As(err, &pg) && ctx.Err() == nil {
 		switch pg.Code {
 		case "57014": // statement_timeout
-			return nil, trumpet.Refuse(trumpet.ErrTooLarge, "reading the rows of topic %s takes longer than %v; give a filter that an index supports",
+			return nil, false, trumpet.Refuse(trumpet.ErrTooLarge, "reading the rows of topic %s takes longer than %v; give a filter that an index supports",
 				request.Topic, snapshotTimeout)
 		case "54000", "53200": // a row of more than 1 GB
-			return nil, tooLarge(request.Topic, limits)
+			return nil, false, tooLarge(request.Topic, limits)
 		}
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read rows of topic %q: %w", request.Topic, err)
+		return nil, false, fmt.Errorf("read rows of topic %q: %w", request.Topic, err)
 	}
-	return pages, nil
+	return pages, true, nil
 }
 
 func tooLarge(topic string, limits trumpet.SnapshotLimits) error {

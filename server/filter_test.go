@@ -34,15 +34,15 @@ func (c catalog) Table(_ context.Context, topic string) (trumpet.Table, bool, er
 // tables reads one snapshot again and again.
 type tables struct{ trumpet.Snapshot }
 
-func (r tables) ReadSnapshot(context.Context, []trumpet.SnapshotRequest) (trumpet.Snapshot, error) {
+func (r tables) ReadSnapshot(context.Context, []trumpet.SnapshotRequest, trumpet.SnapshotLimits) (trumpet.Snapshot, error) {
 	return r.Snapshot, nil
 }
 
 func withCatalog(c catalog) func(*server.Config, *backend) {
 	return func(config *server.Config, b *backend) {
 		config.Catalog = c
-		b.hub.UseSnapshots(tables{trumpet.Snapshot{Topics: []trumpet.SnapshotTopic{
-			{Topic: "jobs", Rows: []json.RawMessage{json.RawMessage(`{"id":1,"status":"open"}`)}},
+		b.hub.UseSnapshots(tables{trumpet.Snapshot{Topics: []trumpet.TopicSnapshot{
+			{Topic: "jobs", Pages: [][]json.RawMessage{{json.RawMessage(`{"id":1,"status":"open"}`)}}},
 		}}})
 	}
 }

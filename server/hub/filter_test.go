@@ -110,7 +110,7 @@ type world struct {
 }
 
 // ReadSnapshot implements Snapshots.
-func (w *world) ReadSnapshot(_ context.Context, requests []trumpet.SnapshotRequest) (trumpet.Snapshot, error) {
+func (w *world) ReadSnapshot(_ context.Context, requests []trumpet.SnapshotRequest, _ trumpet.SnapshotLimits) (trumpet.Snapshot, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.reads++
@@ -119,7 +119,7 @@ func (w *world) ReadSnapshot(_ context.Context, requests []trumpet.SnapshotReque
 		if r.Topic != jobs.Topic {
 			continue
 		}
-		topic := trumpet.SnapshotTopic{Topic: r.Topic}
+		topic := trumpet.TopicSnapshot{Topic: r.Topic}
 		for _, id := range slices.Sorted(maps.Keys(w.rows)) {
 			var row trumpet.Row
 			object := w.rows[id].json()
@@ -127,7 +127,11 @@ func (w *world) ReadSnapshot(_ context.Context, requests []trumpet.SnapshotReque
 				return out, err
 			}
 			if len(r.Matchers) == 0 || slices.ContainsFunc(r.Matchers, func(m *trumpet.Matcher) bool { return m.Match(&row) == trumpet.True }) {
-				topic.Rows = append(topic.Rows, object)
+				if n := len(topic.Pages); n == 0 || len(topic.Pages[n-1]) == 5 {
+					topic.Pages = append(topic.Pages, nil)
+				}
+				n := len(topic.Pages) - 1
+				topic.Pages[n] = append(topic.Pages[n], object)
 			}
 		}
 		out.Topics = append(out.Topics, topic)

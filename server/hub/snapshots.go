@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -19,8 +18,6 @@ const (
 	shotTimeout = 15 * time.Second
 	// shotAge is how long a snapshot is given to newcomers: what changed since follows it anyway.
 	shotAge = time.Second
-	// shotPage is about how large a message with rows is.
-	shotPage = 32 << 10
 	// maxBegins is how often a client is begun by a snapshot before it is sent away, because
 	// the log does not go on from where the snapshots stand.
 	maxBegins = 3
@@ -29,9 +26,9 @@ const (
 // Snapshots reads tables.
 type Snapshots interface {
 	// ReadSnapshot reads the rows that are asked for, all as of one place in the log. Topics
-	// that are no tables are left out. Its error wraps trumpet.ErrTooLarge or
-	// trumpet.ErrNotReadable, with a text for the client, where trying again cannot help.
-	ReadSnapshot(ctx context.Context, requests []trumpet.SnapshotRequest) (trumpet.Snapshot, error)
+	// that are no tables are left out. Its error wraps a *trumpet.Refusal where trying again
+	// cannot help.
+	ReadSnapshot(ctx context.Context, requests []trumpet.SnapshotRequest, limits trumpet.SnapshotLimits) (trumpet.Snapshot, error)
 }
 
 // adding is what a live connection asked for with a snapshot.
@@ -105,17 +102,11 @@ func (s *shot) pages(format wire.Format) [][]byte {
 	e.once.Do(func() {
 		for i := range s.snapshot.Topics {
 			t := &s.snapshot.Topics[i]
-			for from, page := 0, 1; ; page++ {
-				to, size := from, 0
-				for to < len(t.Rows) && (size == 0 || size+len(t.Rows[to]) <= shotPage) {
-					size += len(t.Rows[to])
-					to++
-				}
-				more := to < len(t.Rows)
-				e.pages = append(e.pages, wire.AppendSnapshot(make([]byte, 0, size+256), format, t.Topic, page, t.Rows[from:to], more))
-				if from = to; !more {
-					break
-				}
+			if len(t.Pages) == 0 {
+				e.pages = append(e.pages, wire.AppendSnapshot(nil, format, t.Topic, 1, nil, false))
+			}
+			for n, rows := range t.Pages {
+				e.pages = append(e.pages, wire.AppendSnapshot(nil, format, t.Topic, n+1, rows, n < len(t.Pages)-1))
 			}
 		}
 	})
@@ -207,11 +198,13 @@ func (s *shots) read(got *shot) {
 	s.mu.Unlock()
 	if got.err == nil {
 		s.hub.stats.snapshots.Add(1)
-		got.snapshot, got.err = s.source.ReadSnapshot(ctx, got.requests)
+		got.snapshot, got.err = s.source.ReadSnapshot(ctx, got.requests, trumpet.SnapshotLimits{})
 	}
 	for i := range got.snapshot.Topics {
-		for _, row := range got.snapshot.Topics[i].Rows {
-			got.size += 3*int64(len(row)) + 24 // two encodings
+		for _, rows := range got.snapshot.Topics[i].Pages {
+			for _, row := range rows {
+				got.size += 3*int64(len(row)) + 24 // with two encodings
+			}
 		}
 	}
 	s.mu.Lock()
@@ -258,7 +251,7 @@ func (d *drainer) shot(in *interests, only []Interest, after time.Time) (*shot, 
 		now := time.Now()
 		d.begun, d.behind = d.begun.Add(now.Sub(began)), now // it was not the client that was waited for
 		switch {
-		case err == nil, errors.Is(err, trumpet.ErrTooLarge), errors.Is(err, trumpet.ErrNotReadable):
+		case err == nil, refusal(err) != nil:
 			return got, err
 		case d.ctx.Err() != nil:
 			return nil, d.interrupted()
@@ -278,7 +271,7 @@ func (d *drainer) begin() error {
 	if d.refused != "" {
 		d.hub.stats.reset(d.refused)
 		// Without an id: a client that is cut off now must not go on from there.
-		if err := d.write(wire.AppendReset(nil, format, trumpet.EventID{}, d.refused)); err != nil {
+		if err := d.write(wire.AppendResetBySnapshot(nil, format, d.refused)); err != nil {
 			return err
 		}
 		d.refused = ""
@@ -295,17 +288,27 @@ func (d *drainer) begin() error {
 	return nil
 }
 
+// refusal returns why trying again cannot help, with a text for the client, or nil.
+func refusal(err error) *trumpet.Refusal {
+	var r *trumpet.Refusal
+	errors.As(err, &r)
+	return r
+}
+
 // impossible returns what becomes of a connection whose snapshot cannot be read.
 func impossible(err error) error {
-	ending := trumpet.EndingTooLarge
-	switch {
-	case errors.Is(err, trumpet.ErrTooLarge):
-	case errors.Is(err, trumpet.ErrNotReadable):
-		ending = trumpet.EndingUnauthorized
-	default:
+	r := refusal(err)
+	if r == nil {
 		return err
 	}
-	ending.Message = err.Error()
+	ending := trumpet.EndingSchemaChanged
+	switch {
+	case errors.Is(r, trumpet.ErrTooLarge):
+		ending = trumpet.EndingTooLarge
+	case errors.Is(r, trumpet.ErrNotReadable):
+		ending = trumpet.EndingUnauthorized
+	}
+	ending.Message = r.Message
 	return &endError{ending}
 }
 
@@ -328,8 +331,8 @@ func (d *drainer) add() error {
 	var end *endError
 	switch {
 	case err == nil:
-	case errors.Is(err, trumpet.ErrTooLarge), errors.Is(err, trumpet.ErrNotReadable):
-		return d.refuseAdded(err.Error())
+	case refusal(err) != nil:
+		return d.refuseAdded(refusal(err).Message)
 	case errors.As(err, &end) && end.ending.Code == trumpet.EndingUnavailable.Code:
 		return d.refuseAdded("the tables cannot be read now; ask again later")
 	default:
@@ -379,5 +382,5 @@ func (d *drainer) add() error {
 func (d *drainer) refuseAdded(message string) error {
 	ref := d.adding.change.Ref
 	d.adding = nil
-	return d.write(wire.AppendRefused(nil, d.reader.format, ref, strings.TrimSpace(message)))
+	return d.write(wire.AppendRefused(nil, d.reader.format, ref, message))
 }

@@ -22,7 +22,7 @@ type source struct {
 	begun atomic.Int64
 }
 
-func (s *source) ReadSnapshot(ctx context.Context, requests []trumpet.SnapshotRequest) (trumpet.Snapshot, error) {
+func (s *source) ReadSnapshot(ctx context.Context, requests []trumpet.SnapshotRequest, limits trumpet.SnapshotLimits) (trumpet.Snapshot, error) {
 	s.begun.Add(1)
 	if now := s.now.Add(1); now > s.most.Load() {
 		s.most.Store(now)
@@ -38,7 +38,7 @@ func (s *source) ReadSnapshot(ctx context.Context, requests []trumpet.SnapshotRe
 	if s.err != nil {
 		return trumpet.Snapshot{}, s.err
 	}
-	return s.world.ReadSnapshot(ctx, requests)
+	return s.world.ReadSnapshot(ctx, requests, limits)
 }
 
 // withTable returns a hub whose table has some open jobs.
@@ -110,12 +110,12 @@ func TestSnapshotThatCannotBeRead(t *testing.T) {
 		err    error
 		ending trumpet.Ending
 	}{
-		{fmt.Errorf("more than 10 rows: %w", trumpet.ErrTooLarge), trumpet.EndingTooLarge},
-		{fmt.Errorf("no right: %w", trumpet.ErrNotReadable), trumpet.EndingUnauthorized},
+		{trumpet.Refuse(trumpet.ErrTooLarge, "more than 10 rows"), trumpet.EndingTooLarge},
+		{trumpet.Refuse(trumpet.ErrNotReadable, "no right"), trumpet.EndingUnauthorized},
 	} {
 		for _, format := range []wire.Format{wire.WebSocket, wire.SSE} {
 			h, s := withTable(t, 3)
-			s.err = test.err
+			s.err = fmt.Errorf("read: %w", test.err)
 			p := newPeer(t, h, Client{Format: format, Interests: follow("jobs"), Snapshot: true}, false)
 			if format == wire.WebSocket {
 				p.expect(t, "error")
@@ -124,7 +124,7 @@ func TestSnapshotThatCannotBeRead(t *testing.T) {
 			p.hangUp()
 		}
 		h, s := withTable(t, 3)
-		s.err = test.err
+		s.err = fmt.Errorf("read: %w", test.err)
 		p := newPeer(t, h, Client{Format: wire.WebSocket, Interests: follow("a")}, false)
 		p.expect(t, "ready")
 		if err := p.conn.Change(Change{Ref: json.RawMessage("7"), Snapshot: true, Interests: follow("jobs")}); err != nil {

@@ -44,14 +44,20 @@ func AppendReady(dst []byte, f Format, id trumpet.EventID, resumed bool, worker 
 	return finish(dst, f, start)
 }
 
-// AppendReset: fetch your state anew; live begins after id. Without an id a snapshot
-// follows, and until the client has all of it there is nothing to go on from.
+// AppendReset: fetch your state anew; live begins after id.
 func AppendReset(dst []byte, f Format, id trumpet.EventID, reason Reason) []byte {
-	dst, start := control(dst, f, "reset", id, !id.IsZero())
-	if !id.IsZero() {
-		dst = append(dst, `,"id":`...)
-		dst = appendID(dst, id)
-	}
+	dst, start := control(dst, f, "reset", id, true)
+	dst = append(dst, `,"id":`...)
+	dst = appendID(dst, id)
+	dst = append(dst, `,"reason":`...)
+	dst = appendString(dst, string(reason))
+	return finish(dst, f, start)
+}
+
+// AppendResetBySnapshot: your state is void, and comes anew in a snapshot. There is no id:
+// until the client has all of it there is nothing to go on from.
+func AppendResetBySnapshot(dst []byte, f Format, reason Reason) []byte {
+	dst, start := control(dst, f, "reset", trumpet.EventID{}, false)
 	dst = append(dst, `,"reason":`...)
 	dst = appendString(dst, string(reason))
 	return finish(dst, f, start)

@@ -198,7 +198,7 @@ func TestControl(t *testing.T) {
 		t.Errorf("got %s", got)
 	}
 	// An EventSource that breaks off before its snapshot is whole must not go on from here.
-	if got := string(AppendReset(nil, SSE, trumpet.EventID{}, ReasonPruned)); got != "event: reset\ndata: {\"type\":\"reset\",\"reason\":\"pruned\"}\n\n" {
+	if got := string(AppendResetBySnapshot(nil, SSE, ReasonPruned)); got != "event: reset\ndata: {\"type\":\"reset\",\"reason\":\"pruned\"}\n\n" {
 		t.Errorf("got %q", got)
 	}
 	if got := string(AppendRetry(nil, 1500*time.Millisecond)); got != "retry: 1500\n\n" {

@@ -26,6 +26,7 @@ type query struct {
 	changed   int64 // the newest position of a change that it depends on
 	ran       int64 // the changes that it knows of
 	running   bool
+	again     bool      // what the present run brings is void
 	notBefore time.Time // of the next run
 	failures  int       // in a row
 	retryAt   time.Time // zero if it did not fail
@@ -37,7 +38,7 @@ type query struct {
 // due reports whether the query has to run, and from when on it may.
 func (q *query) due() (bool, time.Time) {
 	switch {
-	case q.running:
+	case q.running, q.Query == "": // an aggregate has a keeper
 		return false, time.Time{}
 	case q.forced || q.changed > q.ran:
 		return true, q.notBefore
@@ -54,6 +55,8 @@ type holder struct {
 	conn    *pgx.Conn
 	queries map[string]*query
 	results chan result
+	kept    chan kept
+	reading chan struct{} // one slot: an aggregate reads its table
 	running int
 	group   sync.WaitGroup
 	signAt  time.Time // when a sign of life is due; zero if none is
@@ -71,7 +74,7 @@ type result struct {
 }
 
 func newHolder(r *Runner, conn *pgx.Conn) *holder {
-	return &holder{Runner: r, conn: conn, results: make(chan result, maxRuns), lost: make(chan error, 1)}
+	return &holder{Runner: r, conn: conn, results: make(chan result, maxRuns), kept: make(chan kept), reading: make(chan struct{}, 1), lost: make(chan error, 1)}
 }
 
 // run runs live queries until the session or ctx ends, or none is left.
@@ -108,9 +111,24 @@ func (h *holder) run(ctx context.Context) error {
 			if err := h.finish(ctx, done); err != nil {
 				return err
 			}
+		case k := <-h.kept:
+			if err := h.take(ctx, k); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
+}
+
+// take publishes what a keeper has.
+func (h *holder) take(ctx context.Context, k kept) error {
+	switch {
+	case h.queries[k.query.Name] != k.query:
+		return nil
+	case k.err != nil:
+		return h.failed(ctx, k.query, k.err)
+	}
+	return h.publish(ctx, k.query, k.value, k.asOf)
 }
 
 // ask asks on the session that has the duty. An error is its end.
@@ -144,10 +162,17 @@ func (h *holder) define(ctx context.Context) error {
 		topics = append(topics, q.DependsOn...)
 		versions[q.Name] = q.Version
 		if q.Query == "" {
-			h.keep(ctx, q, feeds)
+			h.keep(q, feeds)
 		}
 	}
 	h.notes.follow(topics, versions, feeds)
+	for _, q := range defined {
+		if q.keeper != nil && q.cancel == nil {
+			var keeping context.Context
+			keeping, q.cancel = context.WithCancel(ctx)
+			h.group.Go(func() { q.keeper.run(keeping) })
+		}
+	}
 	h.signed = time.Now()
 	return nil
 }
@@ -169,7 +194,7 @@ func (h *holder) look(ctx context.Context) error {
 	}
 	for _, q := range h.queries {
 		if now.unsure {
-			q.forced, q.changed, q.ran = true, 0, 0
+			q.forced, q.changed, q.ran, q.again = true, 0, 0, q.running
 		}
 		for _, topic := range q.DependsOn {
 			q.changed = max(q.changed, now.topics[topic])
@@ -262,6 +287,10 @@ func (h *holder) finish(ctx context.Context, done result) error {
 		q.notBefore = end.Add(end.Sub(done.began))
 	}
 	if h.queries[q.Name] != q || ctx.Err() != nil {
+		return nil
+	}
+	if q.again {
+		q.again = false
 		return nil
 	}
 	if done.err != nil {

@@ -79,9 +79,9 @@ func (n *notes) append(events []trumpet.Event, head trumpet.EventID, whole bool)
 			n.changed = true
 		}
 	}
-	for topic, feeds := range n.feeds {
+	for _, feeds := range n.feeds {
 		for _, f := range feeds {
-			f.put(topic, events, head, whole)
+			f.put(events, head, whole)
 		}
 	}
 	if n.changed {
@@ -93,10 +93,13 @@ func (n *notes) append(events []trumpet.Event, head trumpet.EventID, whole bool)
 func (n *notes) again() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.unsure = true
+	n.unsure, n.changed = true, false
+	for topic := range n.topics {
+		n.topics[topic] = 0
+	}
 	for _, feeds := range n.feeds {
 		for _, f := range feeds {
-			f.overflow()
+			f.lose()
 		}
 	}
 	n.poke()

@@ -77,7 +77,7 @@ begin
       using errcode = 'invalid_parameter_value';
   end if;
   select r.* into known from trumpet.live_result r where r.name = publish_result.name for update;
-  if known.as_of > as_of then
+  if known.as_of > as_of and known.as_of <= (select max(l.position) from trumpet.log l) then
     return false;
   end if;
   error := left(error, 1000);

@@ -83,6 +83,12 @@ func TestWindowsShowTheSame(t *testing.T) {
 		}
 	}
 
+	// A query that fails keeps its value, with a mark, and mends when it succeeds again.
+	pgtest.Exec(t, conn, `select trumpet.live_query('stats', 'select 1 / (select count(*) from customers where false) as customers', depends_on => '{customers}')`)
+	b.do(t, command{Do: "stale", Text: "stats is stale"}, nil)
+	pgtest.Exec(t, conn, demo.Live)
+	check(t)
+
 	// Another filter, chosen on the page: the worker's, so rows come that were never there.
 	where = "status = 'en_route'"
 	b.do(t, command{Do: "filter", Chips: []string{"new", "scheduled", "en_route"}, Priority: new(string)}, nil)

@@ -102,6 +102,13 @@ try {
         && text === JSON.stringify({ figures: sorted(want.figures), status: sorted(want.status), days: sorted(want.days) });
     }, wanted),
 
+    /** Waits until every dashboard marks its figures as stale, and says why. */
+    stale: ({ text }) => same(on('/dashboard'), ({ wanted: want, compare }) => {
+      const marked = [...document.querySelectorAll('.figure')].every((f) => f.matches('[data-stale]') && /stale/.test(f.querySelector('.age').textContent));
+      const why = document.querySelector('#notice').textContent;
+      return compare ? marked && why.includes(want) : `${marked}, ${why}`;
+    }, text),
+
     /** Waits until every board shows these cards, by lane, in any order. */
     cards: ({ wanted }) => same(on('/'), ({ wanted: want, compare }) => {
       const shown = {};

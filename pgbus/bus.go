@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/trumpet-realtime/trumpet"
+	"github.com/trumpet-realtime/trumpet/pgbus/live"
 	"github.com/trumpet-realtime/trumpet/sql"
 )
 
@@ -36,6 +37,9 @@ type Sink interface {
 	// to head has then been given; head is newer than the last event where a record made none,
 	// and stays where it was for raw notifications, whose events have no id.
 	Append(events []trumpet.Event, head trumpet.EventID)
+	// Retain gives the newest result of each live query as of now, before Live: it may be older than
+	// what was appended, even than the log, and then has no id.
+	Retain(results []trumpet.Event)
 	// Live says that the bus hears Postgres and has caught up.
 	Live()
 	// Stale says that it does not hear Postgres any more. It reconnects by itself.
@@ -61,6 +65,9 @@ type Config struct {
 	// Answer is what this worker answers when one asks all, at most 4 kB. Nil is for a bus that
 	// only follows: it is not asked, and not counted as a worker.
 	Answer func() json.RawMessage
+	// LiveCheck is how often a live aggregate that changed is compared with its table, by the one worker
+	// that keeps it. Default 5 min.
+	LiveCheck time.Duration
 	// Logger; default slog.Default().
 	Logger *slog.Logger
 }
@@ -150,6 +157,7 @@ type Bus struct {
 	sequencer *sequencer
 	answers   *answers
 	published *published
+	live      *live.Runner // nil for a bus that only follows
 	cuts      *cuts
 	tables    *tables
 
@@ -177,6 +185,9 @@ func New(config Config, sink Sink) (*Bus, error) {
 	b.sequencer = newSequencer(b)
 	b.answers = newAnswers(b)
 	b.published = newPublished()
+	if config.Answer != nil {
+		b.live = live.New(liveBus{b}, live.Config{CheckInterval: config.LiveCheck, Logger: config.Logger})
+	}
 	b.cuts = newCuts()
 	b.tables = newTables()
 	return b, nil
@@ -259,6 +270,9 @@ func (b *Bus) Run(ctx context.Context) error {
 	group.Go(func() error { return newDeliverer(b).run(ctx) })
 	group.Go(func() error { return b.sequencer.run(ctx) })
 	group.Go(func() error { return b.answers.run(ctx) })
+	if b.live != nil {
+		group.Go(func() error { return b.live.Run(ctx) })
+	}
 	err := group.Wait()
 	if errors.Is(err, context.Canceled) {
 		return nil
@@ -284,6 +298,14 @@ type Status struct {
 	Malformed  int64 // lines or rows that could not be understood; the log was read, or a bulk event given, instead
 	Dropped    int64 // raw notifications that found the inbox full, or were no valid event
 	Pruned     int64 // records that this worker pruned
+
+	LiveRunning    bool  // this worker has the live duty
+	LiveRuns       int64 // of live queries, and reads of live aggregates, by this worker
+	LiveFailures   int64 // of these
+	LivePublished  int64 // results
+	LiveUnchanged  int64 // results that were what was published before
+	LiveRecomputes int64 // live aggregates read anew, because what changed could not be followed
+	LiveRepairs    int64 // live aggregates that were found to differ from their table
 
 	// QueueUsage is the part of Postgres's notification queue that is taken, from 0 to 1, as of
 	// the last heartbeat.
@@ -332,6 +354,12 @@ func (b *Bus) Status() Status {
 		Dropped:    s.dropped.Load(),
 		Pruned:     s.pruned.Load(),
 		QueueUsage: math.Float64frombits(s.queue.Load()),
+	}
+	if b.live != nil {
+		live := b.live.Status()
+		status.LiveRunning, status.LiveRuns, status.LiveFailures = live.Running, live.Runs, live.Failures
+		status.LivePublished, status.LiveUnchanged = live.Published, live.Unchanged
+		status.LiveRecomputes, status.LiveRepairs = live.Recomputes, live.Repairs
 	}
 	if nanos := s.lastHeard.Load(); nanos != 0 {
 		status.LastHeard = time.Unix(0, nanos)

@@ -29,15 +29,16 @@ const patience = 30 * time.Second
 
 // recorder is a sink that remembers.
 type recorder struct {
-	mu      sync.Mutex
-	changed chan struct{}
-	events  []trumpet.Event
-	heads   []trumpet.EventID
-	resets  []trumpet.EventID
-	rewinds []trumpet.EventID
-	live    bool
-	stales  int
-	broken  []string // what a sink must never see
+	mu       sync.Mutex
+	changed  chan struct{}
+	events   []trumpet.Event
+	heads    []trumpet.EventID
+	resets   []trumpet.EventID
+	rewinds  []trumpet.EventID
+	retained []trumpet.Event // as of the newest Retain
+	live     bool
+	stales   int
+	broken   []string // what a sink must never see
 }
 
 func newRecorder() *recorder { return &recorder{changed: make(chan struct{})} }
@@ -55,6 +56,9 @@ func (r *recorder) Reset(after trumpet.EventID) {
 }
 func (r *recorder) Rewind(to trumpet.EventID) {
 	r.change(func() { r.rewinds = append(r.rewinds, to); r.heads = append(r.heads, to) })
+}
+func (r *recorder) Retain(results []trumpet.Event) {
+	r.change(func() { r.retained = results })
 }
 func (r *recorder) Live()  { r.change(func() { r.live = true }) }
 func (r *recorder) Stale() { r.change(func() { r.live = false; r.stales++ }) }

@@ -35,6 +35,9 @@ func newDeliverer(b *Bus) *deliverer {
 		b.status.events.Add(int64(len(events)))
 		b.sink.Append(events, head)
 		b.status.setHead(head)
+		if b.live != nil {
+			b.live.Append(events, head, !d.collected.torn)
+		}
 	})
 	return d
 }
@@ -130,6 +133,9 @@ func (d *deliverer) connected(ctx context.Context, head trumpet.EventID) error {
 	if err := d.catchUp(ctx, head.Position); err != nil {
 		return err
 	}
+	if err := d.retain(ctx); err != nil {
+		return err
+	}
 	d.bus.status.connected.Store(true)
 	d.bus.sink.Live()
 	return nil
@@ -141,6 +147,7 @@ func (d *deliverer) reset(after trumpet.EventID) {
 	d.last = after
 	d.history.reset(after)
 	d.bus.sink.Reset(after)
+	d.bus.liveAgain()
 	d.bus.status.setHead(after)
 }
 
@@ -255,6 +262,7 @@ func (d *deliverer) rewind(ctx context.Context, reason error) error {
 				d.heartbeat = 0
 			}
 			d.bus.sink.Rewind(to)
+			d.bus.liveAgain()
 			d.bus.status.setHead(to)
 			return nil
 		}
@@ -332,6 +340,11 @@ func (d *deliverer) accept(r *record) {
 	d.history.add(d.last)
 	if r.op == trumpet.OpBroadcast {
 		d.bus.published.seenRecord(r.id, d.last)
+	}
+	if r.op == trumpet.OpResult && d.bus.live != nil {
+		if about, err := r.result(); err == nil {
+			d.bus.live.Result(r.topic, about.Version)
+		}
 	}
 }
 

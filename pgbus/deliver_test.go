@@ -50,5 +50,6 @@ func (a *appended) Rewind(trumpet.EventID) {}
 func (a *appended) Append(events []trumpet.Event, _ trumpet.EventID) {
 	a.events = append(a.events, events...)
 }
-func (a *appended) Live()  {}
-func (a *appended) Stale() {}
+func (a *appended) Live()                  {}
+func (a *appended) Retain([]trumpet.Event) {}
+func (a *appended) Stale()                 {}

@@ -167,7 +167,7 @@ func parseCount(b []byte, limit int64) (int64, error) {
 
 func parseOp(b []byte) (trumpet.Op, error) {
 	switch op := trumpet.Op(b); op {
-	case trumpet.OpInsert, trumpet.OpUpdate, trumpet.OpDelete, trumpet.OpTruncate, trumpet.OpBulk, trumpet.OpBroadcast:
+	case trumpet.OpInsert, trumpet.OpUpdate, trumpet.OpDelete, trumpet.OpTruncate, trumpet.OpBulk, trumpet.OpBroadcast, trumpet.OpResult:
 		return op, nil
 	}
 	return "", fmt.Errorf("%w: operation %q", errLine, b)

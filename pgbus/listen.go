@@ -26,6 +26,9 @@ type head struct {
 	id      trumpet.EventID
 	pending bool
 	queue   float64
+
+	live     string // the state of live queries' definitions
+	liveFree bool   // there are some, and nobody has the duty to run them
 }
 
 // crowded reports whether the sequencer does not notify: trumpet.sequence has the same bound.
@@ -146,6 +149,9 @@ func (b *Bus) session(ctx context.Context) (up bool, err error) {
 	}
 	b.inbox.put(arrival{connected: &connected{ctx: ctx, head: first}})
 	b.sequencer.lookNow() // the duty may be free, if only because its session has gone too
+	if b.live != nil {
+		b.live.Heartbeat(first.live, first.liveFree)
+	}
 	b.log.Info("listening to Postgres", "position", first.id.Position)
 	return true, b.receive(ctx, conn)
 }
@@ -266,6 +272,9 @@ func (b *Bus) receive(ctx context.Context, conn *pgconn.PgConn) error {
 		if now.pending {
 			b.sequencer.lookNow()
 		}
+		if b.live != nil {
+			b.live.Heartbeat(now.live, now.liveFree)
+		}
 		next = time.Now().Add(jitter(b.config.Heartbeat))
 	}
 }
@@ -339,7 +348,9 @@ const queueWarning = 0.1
 
 // readHead asks a session for the log's head.
 func readHead(ctx context.Context, conn *pgconn.PgConn) (head, error) {
-	row, err := askRow(ctx, conn, "select position, last_ordinal, tag, pending, pg_notification_queue_usage() from trumpet.head()")
+	row, err := askRow(ctx, conn, `select position, last_ordinal, tag, pending, pg_notification_queue_usage(),
+		s.state, s.state not like '0:%' and pg_try_advisory_xact_lock_shared(1953656176, 6)
+		from trumpet.head(), trumpet.live_state() s(state)`)
 	if err != nil {
 		return head{}, fmt.Errorf("read head: %w", err)
 	}
@@ -354,6 +365,9 @@ func readHead(ctx context.Context, conn *pgconn.PgConn) (head, error) {
 		id:      trumpet.EventID{Position: position, Ordinal: int32(ordinal), Tag: uint32(int32(tag))},
 		pending: row[3] == "t",
 		queue:   queue,
+
+		live:     row[5],
+		liveFree: row[6] == "t",
 	}, nil
 }
 

@@ -114,6 +114,7 @@ type collector struct {
 	open      []trumpet.Event // the transaction whose end has not come
 	openHead  trumpet.EventID
 	openBytes int
+	torn      bool // what was closed last is a part of a transaction whose rest is still to come
 }
 
 func newCollector(give func([]trumpet.Event, trumpet.EventID)) *collector {
@@ -141,6 +142,7 @@ func (c *collector) add(r *record, after trumpet.EventID) error {
 	c.openHead = r.lastID()
 	c.openBytes += len(r.before) + len(r.after) + len(r.data)
 	if !r.more || c.openBytes > maxTransactionBytes {
+		c.torn = r.more
 		c.closeTransaction()
 	}
 	return err

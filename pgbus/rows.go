@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/trumpet-realtime/trumpet"
 )
@@ -29,6 +30,13 @@ func (r *record) events() ([]trumpet.Event, error) {
 		return []trumpet.Event{base}, nil
 	case trumpet.OpBulk:
 		base.Statement, base.Rows = r.statement, r.rows
+		return []trumpet.Event{base}, nil
+	case trumpet.OpResult:
+		about, err := r.result()
+		if err != nil {
+			return nil, err
+		}
+		base.Data, base.AsOf, base.Stale, base.Error = r.after, about.AsOf, about.Stale, about.Error
 		return []trumpet.Event{base}, nil
 	}
 	before, err := splitArray(r.before)
@@ -76,6 +84,22 @@ func (r *record) events() ([]trumpet.Event, error) {
 		events = append(events, event)
 	}
 	return events, nil
+}
+
+// aboutResult is what a result's record says beside its rows.
+type aboutResult struct {
+	AsOf    int64  `json:"as_of"`
+	Version int64  `json:"version"` // of the live query's definition; 0: dropped
+	Stale   bool   `json:"stale"`
+	Error   string `json:"error"`
+}
+
+func (r *record) result() (about aboutResult, err error) {
+	if err := json.Unmarshal(r.data, &about); err != nil || about.AsOf < 0 {
+		return aboutResult{}, fmt.Errorf("%w: what is said of a result: %q", errRows, r.data)
+	}
+	about.Error = strings.Join(strings.Fields(about.Error), " ")
+	return about, nil
 }
 
 // pairRows returns before in the order of after. Postgres keeps both transition tables in

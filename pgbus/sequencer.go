@@ -159,6 +159,9 @@ func (s *sequencer) serve(ctx context.Context) error {
 	s.passes = 0
 	s.bus.log.Info("sequencing", "polling", polling)
 	s.bus.status.duty.Store(true)
+	if s.bus.live != nil {
+		s.bus.live.Free() // who had the one duty before may have had the other too
+	}
 	return s.hold(ctx, d)
 }
 

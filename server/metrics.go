@@ -59,6 +59,14 @@ var (
 	descMalformed   = describe("bus_malformed_total", "Lines and rows that could not be understood; a bulk event was given, or the log read, instead.")
 	descDropped     = describe("bus_dropped_total", "Raw notifications that were dropped: no room, no valid event, or nobody there yet.")
 	descPruned      = describe("bus_pruned_total", "Records that this worker pruned.")
+
+	descLiveRunning    = describe("live_running", "1 while this worker runs the live queries of all.")
+	descLiveRuns       = describe("live_runs_total", "Runs of live queries, and reads of live aggregates, by this worker.")
+	descLiveFailures   = describe("live_failures_total", "Those that failed or took too long.")
+	descLivePublished  = describe("live_published_total", "Results of live queries that this worker published.")
+	descLiveUnchanged  = describe("live_unchanged_total", "Results that were what was published before.")
+	descLiveRecomputes = describe("live_recomputes_total", "Live aggregates read anew, because what changed could not be followed.")
+	descLiveRepairs    = describe("live_repairs_total", "Live aggregates that were found to differ from their table, and repaired.")
 )
 
 type collector struct{ server *Server }
@@ -111,10 +119,13 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	gauge(descPosition, float64(bus.Head.Position))
 	gauge(descSequencing, flag(bus.Sequencing))
 	gauge(descQueue, bus.QueueUsage)
+	gauge(descLiveRunning, flag(bus.LiveRunning))
 	for desc, n := range map[*prometheus.Desc]int64{
 		descReconnects: bus.Reconnects, descSteps: bus.Steps, descSequenced: bus.Sequenced, descGaps: bus.Gaps,
 		descLogReads: bus.LogReads, descRewinds: bus.Rewinds, descForged: bus.Forged, descMalformed: bus.Malformed,
 		descDropped: bus.Dropped, descPruned: bus.Pruned,
+		descLiveRuns: bus.LiveRuns, descLiveFailures: bus.LiveFailures, descLivePublished: bus.LivePublished,
+		descLiveUnchanged: bus.LiveUnchanged, descLiveRecomputes: bus.LiveRecomputes, descLiveRepairs: bus.LiveRepairs,
 	} {
 		count(desc, uint64(n))
 	}

@@ -63,6 +63,14 @@ type BusStatus struct {
 	Dropped    int64
 	Pruned     int64
 
+	LiveRunning    bool // this worker has the live duty
+	LiveRuns       int64
+	LiveFailures   int64
+	LivePublished  int64
+	LiveUnchanged  int64
+	LiveRecomputes int64
+	LiveRepairs    int64
+
 	QueueUsage float64 // of Postgres's notification queue, from 0 to 1
 }
 

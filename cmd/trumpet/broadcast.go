@@ -128,5 +128,6 @@ type liveSink struct {
 func (s *liveSink) Reset(trumpet.EventID)                   {}
 func (s *liveSink) Rewind(trumpet.EventID)                  {}
 func (s *liveSink) Append([]trumpet.Event, trumpet.EventID) {}
+func (s *liveSink) Retain([]trumpet.Event)                  {}
 func (s *liveSink) Live()                                   { s.once.Do(func() { close(s.live) }) }
 func (s *liveSink) Stale()                                  {}

@@ -136,6 +136,9 @@ func (t *tail) Append(events []trumpet.Event, head trumpet.EventID) {
 	}
 }
 
+// Retain gives what is older than what comes: it is not printed.
+func (t *tail) Retain([]trumpet.Event) {}
+
 // Live says that what comes now is new.
 func (t *tail) Live() {
 	if t.live {

@@ -41,6 +41,8 @@ func TestHandlerServesEveryFile(t *testing.T) {
 		"/assets/page.js":      "text/javascript; charset=utf-8",
 		"/assets/lanes.js":     "text/javascript; charset=utf-8",
 		"/assets/board.js":     "text/javascript; charset=utf-8",
+		"/assets/chart.js":     "text/javascript; charset=utf-8",
+		"/assets/filter.js":    "text/javascript; charset=utf-8",
 		"/assets/dashboard.js": "text/javascript; charset=utf-8",
 		"/assets/inspect.js":   "text/javascript; charset=utf-8",
 		"/assets/theme.js":     "text/javascript; charset=utf-8",

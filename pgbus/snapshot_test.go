@@ -249,3 +249,19 @@ func TestSnapshotAfterASchemaChange(t *testing.T) {
 		t.Errorf("the table dropped: %q, %v", rows, err)
 	}
 }
+
+// trumpet.pick_columns() cannot take such a row apart, so its event is a bulk one; a snapshot has it.
+func TestSnapshotHasWhatEventsCouldNotShow(t *testing.T) {
+	t.Parallel()
+	url, conn := database(t)
+	pgtest.Exec(t, conn, `create table docs (id int primary key, doc json, other int); select trumpet.watch('docs', columns => '{doc}')`)
+	bus, r, _ := start(t, url, "w1", nil)
+	pgtest.Exec(t, conn, `insert into docs values (1, '{"a":"\u0000"}')`)
+	pgtest.Exec(t, conn, "select trumpet.broadcast('dispatch', '\"end\"')")
+	if got := describe(r.waitData(t, `"end"`)); !slices.Equal(got, []string{"bulk insert 1", `broadcast "end"`}) {
+		t.Errorf("events %q", got)
+	}
+	if rows, err := readAll(t, bus, "docs"); err != nil || !slices.Equal(rows, []string{`{ "id" : 1, "doc" : {"a":"\u0000"} }`}) {
+		t.Errorf("rows %q, %v", rows, err)
+	}
+}

@@ -1,5 +1,5 @@
 // Package trumpet is the vocabulary of the house: what an event, an event id, a
-// topic and an ending of a connection are.
+// topic with its filter and an ending of a connection are.
 //
 // It imports the standard library only, starts no goroutine and does no input or
 // output. Package pgbus makes events out of what Postgres recorded, package server

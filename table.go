@@ -44,8 +44,11 @@ const (
 // KindOf returns the kind of a type by what format_type() calls it. It cannot know
 // enums: whoever reads the catalog sets KindEnum where pg_type.typtype is 'e'.
 func KindOf(formatType string) Kind {
-	name, _, _ := strings.Cut(formatType, "(") // numeric(10,2); for times what follows is the zone
-	switch strings.TrimSpace(name) {
+	if strings.HasSuffix(formatType, "]") {
+		return KindOther
+	}
+	name, _, _ := strings.Cut(formatType, "(") // numeric(10,2)
+	switch name {
 	case "smallint", "integer", "bigint", "numeric":
 		return KindNumber
 	case "double precision":
@@ -63,21 +66,15 @@ func KindOf(formatType string) Kind {
 	case "uuid":
 		return KindUUID
 	}
-	switch head, tail, _ := strings.Cut(formatType, " "); {
-	case strings.HasSuffix(formatType, "]"):
-		return KindOther
-	case baseTime(head) == "time" && strings.HasSuffix(tail, "without time zone"):
+	head, zone, _ := strings.Cut(formatType, " ") // timestamp(3) with time zone
+	name, _, _ = strings.Cut(head, "(")
+	switch name + " " + zone {
+	case "time without time zone":
 		return KindTime
-	case baseTime(head) == "timestamp" && strings.HasSuffix(tail, "without time zone"):
+	case "timestamp without time zone":
 		return KindTimestamp
-	case baseTime(head) == "timestamp" && strings.HasSuffix(tail, "with time zone"):
+	case "timestamp with time zone":
 		return KindTimestampTZ
 	}
 	return KindOther
-}
-
-// baseTime is timestamp for timestamp(3).
-func baseTime(head string) string {
-	name, _, _ := strings.Cut(head, "(")
-	return name
 }

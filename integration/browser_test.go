@@ -125,6 +125,10 @@ type command struct {
 	Text   string `json:"text,omitempty"`
 	Lane   string `json:"lane,omitempty"`
 	Window int    `json:"window"`
+
+	Wanted   json.RawMessage `json:"wanted,omitempty"`
+	Chips    []string        `json:"chips,omitempty"`
+	Priority *string         `json:"priority,omitempty"`
 }
 
 // mustHave fails the test, and says how to get what is missing.

@@ -13,7 +13,7 @@ import (
 // its values to args, numbered behind those that are there already. Column names
 // stand alone: the query must have one table only. The expression is true for
 // exactly the rows that the matcher takes, and null where it says Unknown; without
-// conditions it is true.
+// conditions it is true. It is a chain of and: in parentheses it can be joined by or.
 func appendCondition(dst []byte, m *trumpet.Matcher, args []any) ([]byte, []any) {
 	conditions := m.Subscription().Conditions
 	if len(conditions) == 0 {

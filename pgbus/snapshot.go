@@ -18,8 +18,6 @@ import (
 const (
 	// snapshotTimeout bounds the reading of one table.
 	snapshotTimeout = 15 * time.Second
-	// snapshotLockTimeout bounds the waiting for a table that is being altered: others wait behind.
-	snapshotLockTimeout = 3 * time.Second
 	// snapshotPageRows and snapshotPageBytes end a page.
 	snapshotPageRows  = 500
 	snapshotPageBytes = 256 << 10
@@ -31,14 +29,14 @@ const (
 var asCaptured = fmt.Sprintf(`set local search_path = pg_catalog, pg_temp; set local timezone = 'UTC';
 	set local intervalstyle = 'postgres'; set local datestyle = 'ISO, MDY'; set local bytea_output = 'hex';
 	set local extra_float_digits = 1; set local row_security = off; set local jit = off;
-	set local statement_timeout = %d; set local lock_timeout = %d`, snapshotTimeout.Milliseconds(), snapshotLockTimeout.Milliseconds())
+	set local statement_timeout = %d`, snapshotTimeout.Milliseconds())
 
 // ReadSnapshot reads rows of watched tables, all in one cut, with the place in the log that they are
 // true of. It waits while two others are being read. A *trumpet.Refusal says what is wrong: with
 // trumpet.ErrNotReadable this worker's role may not read a table, or row-level security would hide
 // rows from it; with trumpet.ErrTooLarge there are more rows or bytes than the limits allow, or
-// reading them takes too long; with trumpet.ErrFilter a topic is no watched table, or has lost a
-// column of a matcher.
+// reading them takes too long; with trumpet.ErrFilter a topic with a matcher is no watched table any
+// more, or has lost a column of it. Other topics that are no watched tables are left out.
 func (b *Bus) ReadSnapshot(ctx context.Context, topics []trumpet.SnapshotRequest, limits trumpet.SnapshotLimits) (trumpet.Snapshot, error) {
 	limits.Rows = cmp.Or(limits.Rows, trumpet.DefaultSnapshotRows)
 	limits.Bytes = cmp.Or(limits.Bytes, trumpet.DefaultSnapshotBytes)
@@ -54,9 +52,12 @@ func (b *Bus) ReadSnapshot(ctx context.Context, topics []trumpet.SnapshotRequest
 			return fmt.Errorf("set up session: %w", err)
 		}
 		for _, request := range topics {
-			pages, err := readTopic(ctx, tx, request, limits)
+			pages, found, err := readTopic(ctx, tx, request, limits)
 			if err != nil {
 				return err
+			}
+			if !found {
+				continue
 			}
 			snapshot.Topics = append(snapshot.Topics, trumpet.TopicSnapshot{Topic: request.Topic, Pages: pages})
 		}
@@ -68,39 +69,41 @@ func (b *Bus) ReadSnapshot(ctx context.Context, topics []trumpet.SnapshotRequest
 	return snapshot, nil
 }
 
-func readTopic(ctx context.Context, tx pgx.Tx, request trumpet.SnapshotRequest, limits trumpet.SnapshotLimits) ([][]json.RawMessage, error) {
+func readTopic(ctx context.Context, tx pgx.Tx, request trumpet.SnapshotRequest, limits trumpet.SnapshotLimits) (_ [][]json.RawMessage, found bool, _ error) {
 	d, err := readDefinition(ctx, tx, request.Topic)
 	switch {
 	case err != nil:
-		return nil, fmt.Errorf("read table of topic %q: %w", request.Topic, err)
+		return nil, false, fmt.Errorf("read table of topic %q: %w", request.Topic, err)
+	case !d.found && len(request.Matchers) == 0:
+		return nil, false, nil
 	case !d.found:
-		return nil, trumpet.Refuse(trumpet.ErrFilter, "topic %s is not a watched table, so it has no rows to begin with", request.Topic)
+		return nil, false, trumpet.Refuse(trumpet.ErrFilter, "topic %s is not a watched table any more, so it cannot be filtered", request.Topic)
 	case len(d.missing) > 0:
-		return nil, trumpet.Refuse(trumpet.ErrNotReadable, "the rows of topic %s cannot be read; the table's owner has to run: %s",
+		return nil, false, trumpet.Refuse(trumpet.ErrNotReadable, "the rows of topic %s cannot be read; the table's owner has to run: %s",
 			request.Topic, strings.Join(d.missing, "; "))
 	case d.rowSecurity:
-		return nil, trumpet.Refuse(trumpet.ErrNotReadable, "the rows of topic %s cannot be read: row-level security would hide some of them "+
+		return nil, false, trumpet.Refuse(trumpet.ErrNotReadable, "the rows of topic %s cannot be read: row-level security would hide some of them "+
 			"from Trumpet's role, which needs the attribute BYPASSRLS", request.Topic)
 	}
 	query, args, err := snapshotQuery(d, request.Matchers, limits)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	pages, err := readPages(ctx, tx, query, args, request.Topic, limits)
 	var pg *pgconn.PgError
 	if errors.As(err, &pg) && ctx.Err() == nil {
 		switch pg.Code {
 		case "57014": // statement_timeout
-			return nil, trumpet.Refuse(trumpet.ErrTooLarge, "reading the rows of topic %s takes longer than %v; give a filter that an index supports",
+			return nil, false, trumpet.Refuse(trumpet.ErrTooLarge, "reading the rows of topic %s takes longer than %v; give a filter that an index supports",
 				request.Topic, snapshotTimeout)
 		case "54000", "53200": // a row of more than 1 GB
-			return nil, tooLarge(request.Topic, limits)
+			return nil, false, tooLarge(request.Topic, limits)
 		}
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read rows of topic %q: %w", request.Topic, err)
+		return nil, false, fmt.Errorf("read rows of topic %q: %w", request.Topic, err)
 	}
-	return pages, nil
+	return pages, true, nil
 }
 
 func tooLarge(topic string, limits trumpet.SnapshotLimits) error {
@@ -142,14 +145,34 @@ func snapshotQuery(d definition, matchers []*trumpet.Matcher, limits trumpet.Sna
 		order = " order by " + strings.Join(keys, ", ")
 	}
 	// As trumpet.capture(), trumpet.pick_columns() and trumpet.line() make it.
-	row := "row_to_json(r.*)"
+	row := "row_to_json(r.*)::text"
 	if d.picked {
-		row = "(select json_object_agg(c.key, c.value) from json_each(row_to_json(r.*)) c)"
+		row = pickedRow(d.table.Columns)
 	}
 	return fmt.Sprintf(`select case when octet_length(q.row) <= $1::bigint then q.row end from (
-		select translate(%s::text, E'\t\n\r', '   ') as row from (
+		select translate(%s, E'\t\n\r', '   ') as row from (
 		select %s from %s where %s%s limit %d) r offset 0) q`,
 		row, strings.Join(columns, ", "), pgx.Identifier{d.table.Schema, d.table.Name}.Sanitize(), where, order, limits.Rows+1), args, nil
+}
+
+// pickedRow renders a row as json_object_agg does in trumpet.pick_columns(), but without parsing what
+// row_to_json made, which is slower and fails for "\u0000" in a json column.
+func pickedRow(columns []trumpet.Column) string {
+	var b strings.Builder
+	for i, c := range columns {
+		separator := ", "
+		if i == 0 {
+			separator = "{ "
+		}
+		name := pgx.Identifier{c.Name}.Sanitize()
+		fmt.Fprintf(&b, "'%s' || to_json(%s::text)::text || ' : ' || coalesce(to_json(r.%s)::text, 'null') || ", separator, quoteLiteral(c.Name), name)
+	}
+	return b.String() + "' }'"
+}
+
+// quoteLiteral quotes a text as a literal that does not depend on standard_conforming_strings.
+func quoteLiteral(text string) string {
+	return "E'" + strings.NewReplacer(`\`, `\\`, "'", "''").Replace(text) + "'"
 }
 
 // readPages runs the query. What is too large is not read to its end: the session is given up.

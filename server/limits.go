@@ -97,10 +97,14 @@ type admission struct {
 	silent  bool            // there is not even room to say so
 }
 
-// admit counts a client in, or says why it is sent away. The caller calls leave in any case.
-func (s *Server) admit(from netip.Addr) admission {
+// admit counts a client in, or says why it is sent away: for want of a place, or by the ending that was
+// found before, if any. The caller calls leave in any case.
+func (s *Server) admit(from netip.Addr, ending *trumpet.Ending) admission {
 	var a admission
 	a.place, a.refusal, a.silent = s.places.take(from)
+	if a.refusal == nil {
+		a.refusal = ending
+	}
 	if a.refusal == nil && s.draining.Load() {
 		a.refusal = &trumpet.EndingDraining
 	}

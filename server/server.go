@@ -90,7 +90,9 @@ type Config struct {
 	Hub       *hub.Hub
 	Publisher Publisher
 	Cluster   Cluster
-	Logger    *slog.Logger
+	// Catalog knows the watched tables; without it no topic can be filtered.
+	Catalog Catalog
+	Logger  *slog.Logger
 
 	// AllowedOrigins are the origins, such as https://app.example.com, beside the
 	// server's own, whose pages may connect and publish.

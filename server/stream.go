@@ -23,7 +23,7 @@ func (s *Server) stream(w http.ResponseWriter, r *http.Request, _ httprouter.Par
 	if !s.checkReader(w, r) {
 		return
 	}
-	client, ok := client(w, r, wire.SSE, streamTopics)
+	client, ending, ok := s.client(w, r, wire.SSE, streamTopics)
 	if !ok {
 		return
 	}
@@ -38,24 +38,24 @@ func (s *Server) stream(w http.ResponseWriter, r *http.Request, _ httprouter.Par
 		conn, early, err := hijack(w)
 		switch {
 		case err == nil:
-			s.serveHijacked(socket.New(conn, socket.Config{Early: early, HalfClose: true, Patience: patience}), h, client, from)
+			s.serveHijacked(socket.New(conn, socket.Config{Early: early, HalfClose: true, Patience: patience}), h, client, ending, from)
 			return
 		case !errors.Is(err, http.ErrNotSupported):
 			return
 		}
 	}
-	s.serveResponse(w, r, client, from)
+	s.serveResponse(w, r, client, ending, from)
 }
 
 // serveHijacked writes the response's head itself; the stream ends with the connection.
-func (s *Server) serveHijacked(conn *socket.Conn, h http.Header, client hub.Client, from netip.Addr) {
+func (s *Server) serveHijacked(conn *socket.Conn, h http.Header, client hub.Client, ending *trumpet.Ending, from netip.Addr) {
 	h.Set("Connection", "close")
 	h.Set("Date", time.Now().UTC().Format(http.TimeFormat))
 	head := appendHead(make([]byte, 0, 512), h)
 	head = wire.AppendRetry(head, retry())
 	client.Socket = conn
 	s.reading(conn, func() {
-		admission := s.admit(from)
+		admission := s.admit(from, ending)
 		defer admission.place.leave()
 		defer conn.Close()
 		if admission.silent {
@@ -109,8 +109,8 @@ func appendHead(dst []byte, h http.Header) []byte {
 }
 
 // serveResponse serves a stream that cannot be hijacked. The handler stays.
-func (s *Server) serveResponse(w http.ResponseWriter, r *http.Request, client hub.Client, from netip.Addr) {
-	admission := s.admit(from)
+func (s *Server) serveResponse(w http.ResponseWriter, r *http.Request, client hub.Client, ending *trumpet.Ending, from netip.Addr) {
+	admission := s.admit(from, ending)
 	defer admission.place.leave()
 	if admission.silent {
 		panic(http.ErrAbortHandler)

@@ -84,7 +84,7 @@ func (s *Server) websocket(topics []string) httprouter.Handle {
 		if !s.checkReader(w, r) {
 			return
 		}
-		client, ok := client(w, r, wire.WebSocket, topics)
+		client, ending, ok := s.client(w, r, wire.WebSocket, topics)
 		if !ok {
 			return
 		}
@@ -106,7 +106,7 @@ func (s *Server) websocket(topics []string) httprouter.Handle {
 		reader.library.SetReadLimit(wire.MaxClientFrame)
 		client.Socket = up.conn
 		from := clientAddress(r, s.config.TrustedProxies)
-		s.reading(up.conn, func() { reader.run(client, from) })
+		s.reading(up.conn, func() { reader.run(client, ending, from) })
 		// The handler returns, which frees the request and the HTTP server's buffers.
 	}
 }
@@ -128,8 +128,8 @@ type socketReader struct {
 	conn    hubConn
 }
 
-func (r *socketReader) run(client hub.Client, from netip.Addr) {
-	admission := r.server.admit(from)
+func (r *socketReader) run(client hub.Client, ending *trumpet.Ending, from netip.Addr) {
+	admission := r.server.admit(from, ending)
 	defer admission.place.leave()
 	refusal := admission.refusal
 	if refusal == nil {
@@ -206,10 +206,21 @@ func (r *socketReader) obey(kind websocket.MessageType, message []byte) error {
 		return errors.New("messages are text frames with JSON, not binary ones")
 	}
 	command, err := wire.ParseClientFrame(message)
-	if err != nil {
-		return err
+	var change hub.Change
+	if err == nil {
+		// Bounded; and nobody waits for a reader whose connection is cut.
+		if change, err = r.server.change(context.Background(), command); err == nil {
+			return r.conn.Change(change)
+		}
+		if _, ok := errors.AsType[*trumpet.Refusal](err); !ok {
+			r.server.config.Logger.Warn("cannot check a filter", "error", err)
+			return r.conn.Refuse(command.Ref, "Postgres could not be asked for the columns of a filter; ask again later")
+		}
 	}
-	return r.conn.Change(command)
+	if refusal, ok := errors.AsType[*trumpet.Refusal](err); ok {
+		return r.conn.Refuse(command.Ref, refusal.Message)
+	}
+	return err
 }
 
 var errNotUTF8 = errors.New("a text message is not UTF-8")

@@ -22,3 +22,12 @@ func allowFiles(n int) error {
 	}
 	return nil
 }
+
+// freeBytes is how much room there is for a directory's files.
+func freeBytes(dir string) (int64, error) {
+	var stat syscall.Statfs_t
+	if err := syscall.Statfs(dir, &stat); err != nil {
+		return 0, fmt.Errorf("look for room in %s: %w", dir, err)
+	}
+	return int64(stat.Bavail) * int64(stat.Bsize), nil //nolint:gosec,unconvert // their types differ by system
+}

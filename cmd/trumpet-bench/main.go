@@ -1,10 +1,12 @@
 // Command trumpet-bench measures Trumpet beside what it is compared with, in one run, and prints
 // Markdown tables. scripts/bench builds and runs it.
 //
-//	writes   what watching a table costs its writers: pgbench on an unwatched table, on one with a bare
-//	         pg_notify trigger, and on a watched one, with workers attached
-//	latency  how long after a commit a WebSocket client has the event
-//	resume   what it takes that many clients come back at once, far behind
+//	writes      what watching a table costs its writers: pgbench on an unwatched table, on one with a bare
+//	            pg_notify trigger, and on a watched one, with workers attached
+//	latency     how long after a commit a WebSocket client has the event
+//	resume      what it takes that many clients come back at once, far behind
+//	dashboards  what dashboards cost Postgres, over live queries and by polling
+//	aggregates  what one change costs, by the table's size
 //
 // It starts a private Postgres and real workers, and waits for all of them at the end.
 package main
@@ -14,9 +16,13 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"os/signal"
+	"slices"
+	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -35,37 +41,141 @@ func main() {
 	}
 }
 
+// measurement is what one word on the command line measures.
+type measurement struct {
+	name, what string
+	// flags defines its flags and returns what to run when they are read.
+	flags func(f *flag.FlagSet) func(ctx context.Context, binary string) error
+}
+
+var measurements = []measurement{
+	{"writes", "what watching a table costs its writers", func(f *flag.FlagSet) func(context.Context, string) error {
+		rounds := f.Int("rounds", 3, "measure everything this often, in turn, and take medians")
+		seconds := f.Int("seconds", 3, "how long one measurement takes")
+		return func(ctx context.Context, binary string) error { return measureWrites(ctx, binary, *rounds, *seconds) }
+	}},
+	{"latency", "how long after a commit a WebSocket client has the event", func(f *flag.FlagSet) func(context.Context, string) error {
+		clients := f.Int("clients", 100, "WebSocket clients")
+		rate := f.Int("rate", 100, "commits a second")
+		seconds := f.Int("seconds", 3, "how long it commits")
+		return func(ctx context.Context, binary string) error {
+			return measureLatency(ctx, binary, *clients, *rate, *seconds)
+		}
+	}},
+	{"resume", "what it takes that many clients come back at once, far behind", func(f *flag.FlagSet) func(context.Context, string) error {
+		clients := f.Int("clients", 2000, "clients that come back at once, half of them WebSockets")
+		events := f.Int("events", 50_000, "how many events they have missed")
+		settle := f.Duration("settle", 45*time.Second, "how long after they have left the worker's memory is read")
+		return func(ctx context.Context, binary string) error {
+			return measureResume(ctx, binary, *clients, *events, *settle)
+		}
+	}},
+	{"dashboards", "what dashboards cost Postgres: live queries beside polling, at rest and under change", dashboardFlags},
+	{"aggregates", "what one change costs by the table's size: an aggregate kept up, a query run again, polling", aggregateFlags},
+}
+
+func dashboardFlags(f *flag.FlagSet) func(context.Context, string) error {
+	clients := numbers{1000}
+	f.Var(&clients, "clients", "dashboards, half WebSocket and half SSE, on two workers; `n,n,…` measures each number")
+	rate := f.Int("rate", 100, "commits a second while changing")
+	seconds := f.Int("seconds", 30, "how long one measurement takes; there are four for each number of clients")
+	interval := f.Duration("poll", 3*time.Second, "how often a polling client asks")
+	connections := f.Int("connections", 10, "how many connections the polling clients share")
+	invoices := f.Int("invoices", 100_000, "rows of the table that is summed up")
+	svg := f.String("svg", "", "draw the queries a minute into this `file`")
+	return func(ctx context.Context, binary string) error {
+		if err := errors.Join(bounded("rate", *rate, 10_000), bounded("seconds", *seconds, 600), bounded("connections", *connections, 80),
+			bounded("invoices", *invoices, 10_000_000), bounded("clients", slices.Max(clients), 10_000), bounded("poll", int(*interval/time.Millisecond), 600_000)); err != nil {
+			return err
+		}
+		return measureDashboards(ctx, binary, dashboards{
+			clients: clients, rate: *rate, length: time.Duration(*seconds) * time.Second,
+			interval: *interval, connections: *connections, invoices: *invoices, svg: *svg,
+		})
+	}
+}
+
+func aggregateFlags(f *flag.FlagSet) func(context.Context, string) error {
+	rows := numbers{1_000_000, 10_000_000}
+	f.Var(&rows, "rows", "sizes of the table, `n,n,…`; 100000000 takes some 17 GB of disk while it is filled")
+	rate := f.Int("rate", 20, "commits a second")
+	seconds := f.Int("seconds", 20, "how long one measurement takes; there are four for each size")
+	interval := f.Duration("poll", 3*time.Second, "how often the polling client asks")
+	return func(ctx context.Context, binary string) error {
+		if err := errors.Join(bounded("rate", *rate, 10_000), bounded("seconds", *seconds, 600),
+			bounded("rows", slices.Max(rows), 100_000_000), bounded("poll", int(*interval/time.Millisecond), 600_000)); err != nil {
+			return err
+		}
+		return measureAggregates(ctx, binary, aggregates{rows: rows, rate: *rate, length: time.Duration(*seconds) * time.Second, poll: *interval})
+	}
+}
+
+// bounded refuses what would never end.
+func bounded(name string, n, most int) error {
+	if n < 1 || n > most {
+		return fmt.Errorf("--%s %d: from 1 to %d", name, n, most)
+	}
+	return nil
+}
+
+// numbers is a flag of positive numbers with commas between them.
+type numbers []int
+
+// String implements flag.Value.
+func (n *numbers) String() string {
+	texts := make([]string, len(*n))
+	for i, v := range *n {
+		texts[i] = strconv.Itoa(v)
+	}
+	return strings.Join(texts, ",")
+}
+
+// Set implements flag.Value.
+func (n *numbers) Set(text string) error {
+	*n = nil
+	for part := range strings.SplitSeq(text, ",") {
+		v, err := strconv.Atoi(part)
+		if err != nil || v < 1 {
+			return fmt.Errorf("%q is not a number of at least 1", part)
+		}
+		*n = append(*n, v)
+	}
+	return nil
+}
+
 func run(ctx context.Context, args []string) error {
-	if len(args) == 0 {
-		return errors.New("say what to measure: writes, latency or resume")
+	if len(args) > 0 {
+		for _, m := range measurements {
+			if m.name != args[0] {
+				continue
+			}
+			flags := flag.NewFlagSet(m.name, flag.ContinueOnError)
+			flags.Usage = func() {
+				fmt.Fprintf(flags.Output(), "Measures %s.\nPrints Markdown. Everything is private and on loopback.\n\nUsage: scripts/bench %s [flags]\n\n", m.what, m.name)
+				flags.PrintDefaults()
+			}
+			binary := flags.String("trumpet", "bin/trumpet", "the trumpet `binary`")
+			measure := m.flags(flags)
+			if err := flags.Parse(args[1:]); errors.Is(err, flag.ErrHelp) {
+				return nil
+			} else if err != nil {
+				return err
+			}
+			if flags.NArg() > 0 {
+				return fmt.Errorf("%s takes no arguments, and got %q", m.name, flags.Args())
+			}
+			return measure(ctx, *binary)
+		}
 	}
-	flags := flag.NewFlagSet("trumpet-bench "+args[0], flag.ContinueOnError)
-	binary := flags.String("trumpet", "bin/trumpet", "the trumpet binary")
-	rounds := flags.Int("rounds", 3, "measure everything this often, in turn, and take medians")
-	seconds := flags.Int("seconds", 3, "how long one measurement takes")
-	switch args[0] {
-	case "writes":
-		if err := flags.Parse(args[1:]); err != nil {
-			return err
-		}
-		return measureWrites(ctx, *binary, *rounds, *seconds)
-	case "latency":
-		clients := flags.Int("clients", 100, "WebSocket clients")
-		rate := flags.Int("rate", 100, "commits a second")
-		if err := flags.Parse(args[1:]); err != nil {
-			return err
-		}
-		return measureLatency(ctx, *binary, *clients, *rate, *seconds)
-	case "resume":
-		clients := flags.Int("clients", 2000, "clients that come back at once, half of them WebSockets")
-		events := flags.Int("events", 50_000, "how many events they have missed")
-		settle := flags.Duration("settle", 45*time.Second, "how long after they have left the worker's memory is read")
-		if err := flags.Parse(args[1:]); err != nil {
-			return err
-		}
-		return measureResume(ctx, *binary, *clients, *events, *settle)
+	var help strings.Builder
+	for _, m := range measurements {
+		fmt.Fprintf(&help, "\n  %-11s %s", m.name, m.what)
 	}
-	return fmt.Errorf("%q is not measured: writes, latency and resume are", args[0])
+	if len(args) > 0 && (args[0] == "help" || strings.TrimLeft(args[0], "-") == "help" || args[0] == "-h") {
+		fmt.Printf("Usage: scripts/bench measurement [flags]; measurement --help says more.\n%s\n", help.String())
+		return nil
+	}
+	return fmt.Errorf("say what to measure:%s", help.String())
 }
 
 // bench is a private server with the schema and the tables.
@@ -75,37 +185,66 @@ type bench struct {
 	conn   *pgx.Conn
 }
 
+// benchName is the application_name of the bench's own sessions.
+const benchName = "bench"
+
+// newBench starts a server with the tables of writes, latency and resume.
 func newBench(ctx context.Context, binary string) (*bench, error) {
-	if _, err := os.Stat(binary); err != nil {
-		return nil, fmt.Errorf("no binary to measure: %w (scripts/bench builds it)", err)
-	}
-	// As Postgres comes, fsync included: this is about writers.
-	server, err := postgres.Start(ctx, postgres.Options{Settings: map[string]string{
-		"max_connections": "100", "shared_buffers": "256MB", "max_wal_size": "4GB", "autovacuum_naptime": "1h",
-	}})
+	b, err := startBench(ctx, binary, nil)
 	if err != nil {
 		return nil, err
 	}
-	b := &bench{server: server, binary: binary}
 	if err := b.prepare(ctx); err != nil {
 		return nil, errors.Join(err, b.close())
 	}
 	return b, nil
 }
 
-func (b *bench) prepare(ctx context.Context) error {
+// startBench starts a server, with these settings too, and a database with Trumpet's schema.
+func startBench(ctx context.Context, binary string, settings map[string]string) (*bench, error) {
+	if _, err := os.Stat(binary); err != nil {
+		return nil, fmt.Errorf("no binary to measure: %w (scripts/bench builds it)", err)
+	}
+	// As Postgres comes, fsync included: this is about writers.
+	all := map[string]string{
+		"max_connections": "100", "shared_buffers": "256MB", "max_wal_size": "4GB", "autovacuum_naptime": "1h",
+	}
+	maps.Copy(all, settings)
+	server, err := postgres.Start(ctx, postgres.Options{Settings: all})
+	if err != nil {
+		return nil, err
+	}
+	b := &bench{server: server, binary: binary}
+	if err := b.open(ctx); err != nil {
+		return nil, errors.Join(err, b.close())
+	}
+	return b, nil
+}
+
+func (b *bench) open(ctx context.Context) (err error) {
 	if err := b.server.CreateDatabase(ctx, "bench"); err != nil {
 		return err
 	}
-	conn, err := pgx.Connect(ctx, b.server.URL("bench"))
+	if b.conn, err = b.connect(ctx, "bench"); err != nil {
+		return err
+	}
+	_, err = sql.Up(ctx, b.conn)
+	return err
+}
+
+// connect opens one of the bench's own sessions, whose statements are not written to a log.
+func (b *bench) connect(ctx context.Context, database string) (*pgx.Conn, error) {
+	config, err := pgx.ParseConfig(b.server.URL(database))
 	if err != nil {
-		return err
+		return nil, err
 	}
-	b.conn = conn
-	if _, err := sql.Up(ctx, conn); err != nil {
-		return err
-	}
-	_, err = conn.Exec(ctx, `
+	config.RuntimeParams["application_name"] = benchName
+	config.RuntimeParams["log_statement"] = "none"
+	return pgx.ConnectConfig(ctx, config)
+}
+
+func (b *bench) prepare(ctx context.Context) error {
+	_, err := b.conn.Exec(ctx, `
 		create table unwatched (id int primary key, status text, price numeric(10,2), title text, updated timestamptz);
 		insert into unwatched select g, 'open', g, 'Boiler service at number ' || g, now() from generate_series(1, 100000) g;
 		create table notifying (like unwatched including all); insert into notifying select * from unwatched;
@@ -117,7 +256,7 @@ func (b *bench) prepare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	_, err = conn.Exec(ctx, "vacuum analyze")
+	_, err = b.conn.Exec(ctx, "vacuum analyze")
 	return err
 }
 
@@ -138,9 +277,11 @@ type worker struct {
 
 // startWorker starts a worker that also hears the channel of the bare trigger, and waits until
 // it is ready.
-func (b *bench) startWorker(ctx context.Context, port int) (*worker, error) {
+func (b *bench) startWorker(ctx context.Context, port int, flags ...string) (*worker, error) {
 	w := &worker{address: fmt.Sprintf("127.0.0.1:%d", port)}
-	w.cmd = exec.Command(b.binary, "serve", "--listen", w.address, "--channels", "bare", "--drain", "0s", "--log-level", "error")
+	w.cmd = exec.Command(b.binary, append([]string{
+		"serve", "--listen", w.address, "--channels", "bare", "--drain", "0s", "--log-level", "error",
+	}, flags...)...)
 	w.cmd.Env = append(os.Environ(), "DATABASE_URL="+b.server.URL("bench"))
 	w.cmd.Stderr = os.Stderr
 	if err := w.cmd.Start(); err != nil {

@@ -268,21 +268,3 @@ func resident(pid int) (int64, error) {
 	}
 	return 0, fmt.Errorf("process %d has no VmRSS", pid)
 }
-
-// cpuTime is how much processor time a process has used.
-func cpuTime(pid int) (time.Duration, error) {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return 0, err
-	}
-	// After the name, which may hold anything, in parentheses: fields 3, 4, …
-	_, rest, _ := strings.Cut(string(stat), ") ")
-	fields := strings.Fields(rest)
-	if len(fields) < 13 {
-		return 0, fmt.Errorf("process %d: short stat", pid)
-	}
-	user, errUser := strconv.ParseInt(fields[11], 10, 64)
-	system, errSystem := strconv.ParseInt(fields[12], 10, 64)
-	const tick = 10 * time.Millisecond // USER_HZ is 100 wherever Go runs on Linux
-	return time.Duration(user+system) * tick, errors.Join(errUser, errSystem)
-}

@@ -53,7 +53,7 @@ func TestSchemaCommands(t *testing.T) {
 		{args: []string{"watch", "nope"}, code: 1, error: `relation "nope" does not exist`},
 		{args: []string{"unwatch", "jobs"}, out: "jobs is not watched any more"},
 		{args: []string{"unwatch", "jobs"}, code: 1, error: "is not watched"},
-		{args: []string{"migrate", "down"}, out: "reverted 0002 watch\nreverted 0001 log\n"},
+		{args: []string{"migrate", "down"}, out: "reverted 0003 snapshot\nreverted 0002 watch\nreverted 0001 log\n"},
 		{args: []string{"migrate", "down"}, out: "nothing to do"},
 	} {
 		out, stderr, code := call(t, t.Context(), nil, env, step.args...)

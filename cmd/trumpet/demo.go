@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -242,7 +243,7 @@ func prepareDatabase(ctx context.Context, pg *postgres.Server, pool *pgxpool.Poo
 	if err := app.Install(ctx); err != nil {
 		return "", err
 	}
-	for _, table := range []string{"customers", "jobs"} {
+	for _, table := range demo.Tables {
 		if _, err := (sql.Watch{Table: table}).Apply(ctx, conn); err != nil {
 			return "", err
 		}
@@ -261,6 +262,13 @@ func prepareDatabase(ctx context.Context, pg *postgres.Server, pool *pgxpool.Poo
 		return "", fmt.Errorf("create role for workers: %w", err)
 	}
 	if err := sql.GrantWorker(ctx, conn, role); err != nil {
+		return "", err
+	}
+	// Snapshots and live queries read the tables themselves.
+	if _, err := conn.Exec(ctx, "grant select on "+strings.Join(demo.Tables, ", ")+" to "+role); err != nil {
+		return "", fmt.Errorf("grant tables to workers: %w", err)
+	}
+	if err := app.InstallLive(ctx); err != nil {
 		return "", err
 	}
 	u.User = url.UserPassword(role, password)
@@ -288,7 +296,7 @@ Trumpet %[1]s with two workers on a private PostgreSQL %[2]s.
 
   Board        %[4]s             on worker w1
                %[5]s             on worker w2: put both side by side
-  Dashboard    %[4]sdashboard
+  Dashboard    %[4]sdashboard    its numbers come by themselves, also on w2
   Operators    %[4]sinspect
 
 Change a row, and both boards move:

@@ -74,12 +74,14 @@ func newWorker(c workerConfig) (*worker, error) {
 		return nil, err
 	}
 	fanout.UseLog(w.bus)
+	fanout.UseSnapshots(w.bus)
 	w.server, err = server.New(server.Config{
 		Worker:                   c.name,
 		Version:                  versionText(),
 		Hub:                      fanout,
 		Publisher:                w.bus,
 		Cluster:                  cluster{w.bus},
+		Catalog:                  w.bus,
 		Logger:                   c.logger,
 		AllowedOrigins:           c.allowOrigins,
 		MaxConnections:           c.maxConnections,

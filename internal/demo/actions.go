@@ -90,7 +90,8 @@ func arrive(ctx context.Context, tx pgx.Tx, _ *rand.Rand) (bool, error) {
 	return exec(ctx, tx, "update jobs set status = 'on_site' where id = $1", id)
 }
 
-// finish: the work is done; now and then it took more parts than it looked like.
+// finish: the work is done and billed, in one transaction; now and then it took more parts than it
+// looked like.
 func finish(ctx context.Context, tx pgx.Tx, rng *rand.Rand) (bool, error) {
 	var id int64
 	ok, err := one(ctx, tx, "select id from jobs where status = 'on_site' order by updated_at, id", &id)
@@ -101,7 +102,12 @@ func finish(ctx context.Context, tx pgx.Tx, rng *rand.Rand) (bool, error) {
 	if rng.IntN(3) == 0 {
 		parts = float64(5+rng.IntN(60)) + 0.5*float64(rng.IntN(2))
 	}
-	return exec(ctx, tx, "update jobs set status = 'done', price = price + $2::float8::numeric where id = $1", id, parts)
+	if _, err := exec(ctx, tx, "update jobs set status = 'done', price = price + $2::float8::numeric where id = $1", id, parts); err != nil {
+		return false, err
+	}
+	// A quote is free, and nothing to bill.
+	_, err = exec(ctx, tx, "insert into invoices (job_id, customer_id, amount) select id, customer_id, price from jobs where id = $1 and price > 0", id)
+	return err == nil, err
 }
 
 // reschedule: the customer is not in at that time.

@@ -1,6 +1,5 @@
 // Package demo is the application side of Trumpet's demo: the tables of an invented
-// field-service company, its data, a simulator of its working day, and the state that the
-// pages begin with.
+// field-service company, its data, what its dashboard shows, and a simulator of its working day.
 //
 // It stands for the user's own application, and knows nothing of workers, hubs or sockets:
 // what it does in Postgres is what reaches the pages. It starts no goroutine; Run blocks.
@@ -19,8 +18,21 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-//go:embed schema.sql
-var schema string
+// Tables are what the demo watches, in the order in which they depend on each other.
+var Tables = []string{"customers", "jobs", "invoices"}
+
+var (
+	// Schema makes customers and jobs, Invoices the table of invoices.
+	//
+	//go:embed schema.sql
+	Schema string
+	//go:embed invoices.sql
+	Invoices string
+	// Live names what the dashboard shows. The tables must be watched.
+	//
+	//go:embed live.sql
+	Live string
+)
 
 // initialJobs is how many jobs there are in the beginning, by status.
 var initialJobs = []struct {
@@ -44,20 +56,35 @@ func New(pool *pgxpool.Pool, logger *slog.Logger, paused bool) *App {
 	return &App{pool: pool, log: logger, paused: paused, changed: make(chan struct{}, 1)}
 }
 
-// Install makes the tables with their rows, unless they are there.
+// Install makes the tables with their rows, unless they are there: a database that was kept may be
+// from before there were invoices.
 func (a *App) Install(ctx context.Context) error {
-	err := pgx.BeginFunc(ctx, a.pool, func(tx pgx.Tx) error {
-		var there bool
-		if err := tx.QueryRow(ctx, "select to_regclass('public.jobs') is not null").Scan(&there); err != nil || there {
-			return err
+	rng, now := rand.New(rand.NewPCG(60, 40)), time.Now()
+	for _, part := range []struct {
+		table, schema string
+		fill          func(context.Context, pgx.Tx, *rand.Rand, time.Time) error
+	}{{"jobs", Schema, fill}, {"invoices", Invoices, fillInvoices}} {
+		err := pgx.BeginFunc(ctx, a.pool, func(tx pgx.Tx) error {
+			var there bool
+			if err := tx.QueryRow(ctx, "select to_regclass('public.' || $1) is not null", part.table).Scan(&there); err != nil || there {
+				return err
+			}
+			if _, err := tx.Exec(ctx, part.schema); err != nil {
+				return err
+			}
+			return part.fill(ctx, tx, rng, now)
+		})
+		if err != nil {
+			return fmt.Errorf("install demo tables: %w", err)
 		}
-		if _, err := tx.Exec(ctx, schema); err != nil {
-			return err
-		}
-		return fill(ctx, tx, rand.New(rand.NewPCG(60, 40)), time.Now())
-	})
-	if err != nil {
-		return fmt.Errorf("install demo tables: %w", err)
+	}
+	return nil
+}
+
+// InstallLive names the dashboard's queries and aggregates, once the tables are watched.
+func (a *App) InstallLive(ctx context.Context) error {
+	if _, err := a.pool.Exec(ctx, Live); err != nil {
+		return fmt.Errorf("install live queries: %w", err)
 	}
 	return nil
 }

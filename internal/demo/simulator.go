@@ -19,6 +19,9 @@ const (
 	mostCustomers   = 90
 )
 
+// stepTimeout bounds one change.
+const stepTimeout = 5 * time.Second
+
 // Run plays the company's day, one change every second or two, until ctx ends.
 func (a *App) Run(ctx context.Context) error {
 	rng := rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))
@@ -27,7 +30,7 @@ func (a *App) Run(ctx context.Context) error {
 		if err := a.wait(ctx, time.Second+time.Duration(rng.IntN(1000))*time.Millisecond); err != nil {
 			return nil //nolint:nilerr // ctx has ended, as it should
 		}
-		stepCtx, cancel := context.WithTimeout(ctx, stateTimeout)
+		stepCtx, cancel := context.WithTimeout(ctx, stepTimeout)
 		err := a.Step(stepCtx, rng)
 		cancel()
 		switch {
@@ -86,6 +89,8 @@ var actions = []action{
 	{func(b board) int { return max(1, b.open()-comfortableOpen) }, cancel},
 	{func(b board) int { return when(b.customers < mostCustomers && b.open() < mostOpen, 2) }, welcome},
 	{func(b board) int { return 1 }, sick},
+	{func(b board) int { return 1 }, correct},
+	{func(b board) int { return 1 }, void},
 	{func(b board) int { return 1 }, announce},
 	{func(b board) int { return 20 * max(0, b.jobs["done"]-mostDone) }, archive("done")},
 	{func(b board) int { return 10 * max(0, b.jobs["cancelled"]-mostCancelled) }, archive("cancelled")},

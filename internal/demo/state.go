@@ -1,14 +1,9 @@
 package demo
 
 import (
-	"context"
 	"encoding/json"
-	"fmt"
 	"mime"
 	"net/http"
-	"time"
-
-	"github.com/jackc/pgx/v5"
 )
 
 // Worker is where a worker's pages are.
@@ -21,45 +16,16 @@ type simulatorState struct {
 	Paused bool `json:"paused"`
 }
 
-// stateTimeout bounds a request for the state.
-const stateTimeout = 5 * time.Second
-
-// State serves the tables' rows, as the pages need them to begin with; worker is the one it
-// is mounted on.
+// State serves what the board's tools need to know of the demo; worker is the one it is mounted
+// on. Rows and numbers come over the pages' own connections.
 func (a *App) State(worker string, workers []Worker) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		ctx, cancel := context.WithTimeout(r.Context(), stateTimeout)
-		defer cancel()
-		jobs, customers, err := a.rows(ctx)
-		if err != nil {
-			a.log.Warn("cannot read the demo's state", "error", err)
-			http.Error(w, "the demo's tables could not be read", http.StatusServiceUnavailable)
-			return
-		}
+	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		writeJSON(w, struct {
-			Jobs      json.RawMessage `json:"jobs"`
-			Customers json.RawMessage `json:"customers"`
-			Simulator simulatorState  `json:"simulator"`
-			Worker    string          `json:"worker"`
-			Workers   []Worker        `json:"workers"`
-		}{jobs, customers, simulatorState{a.isPaused()}, worker, workers})
+			Simulator simulatorState `json:"simulator"`
+			Worker    string         `json:"worker"`
+			Workers   []Worker       `json:"workers"`
+		}{simulatorState{a.isPaused()}, worker, workers})
 	})
-}
-
-// rows reads both tables as of one moment, in the form that events have.
-func (a *App) rows(ctx context.Context) (jobs, customers json.RawMessage, err error) {
-	err = pgx.BeginFunc(ctx, a.pool, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, "set local timezone = 'UTC'"); err != nil {
-			return err
-		}
-		return tx.QueryRow(ctx, `select
-			(select coalesce(json_agg(j order by j.id), '[]') from jobs j),
-			(select coalesce(json_agg(c order by c.id), '[]') from customers c)`).Scan(&jobs, &customers)
-	})
-	if err != nil {
-		return nil, nil, fmt.Errorf("read rows: %w", err)
-	}
-	return jobs, customers, nil
 }
 
 // Simulator serves POST {"paused": true|false}.

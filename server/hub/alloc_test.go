@@ -25,7 +25,7 @@ func still(tb testing.TB, clients int) (*Hub, *shard) {
 		near, far := pair(tb, false)
 		tb.Cleanup(func() { _ = near.Close() })
 		go func() { _, _ = io.Copy(io.Discard, far); _ = far.Close() }()
-		c := Client{Format: wire.Format(i % 2), Topics: []string{"a"}, Socket: socket.New(near, socket.Config{})}
+		c := Client{Format: wire.Format(i % 2), Interests: follow("a"), Socket: socket.New(near, socket.Config{})}
 		if _, err := h.Attach(c); err != nil {
 			tb.Fatal(err)
 		}
@@ -39,7 +39,7 @@ func encoded(position int64) *node {
 	e := event(position, 0, "a", false, 200)
 	n := eventNode([]trumpet.Event{e}, e.ID)
 	for format := range wire.Formats {
-		n.entries[0].encode(format, false)
+		n.entries[0].encode(format, whole, false)
 	}
 	return n
 }
@@ -79,7 +79,7 @@ func BenchmarkBareWrites(b *testing.B) {
 		conns = append(conns, near)
 	}
 	e := event(1, 0, "a", false, 200)
-	bytes := wire.EncodeEvent(wire.WebSocket, &e, false)
+	bytes := wire.EncodeEvent(wire.WebSocket, wire.Whole, &e, false)
 	b.ReportAllocs()
 	writes := 0
 	for b.Loop() {

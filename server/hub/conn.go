@@ -2,8 +2,8 @@ package hub
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"sync/atomic"
 	"time"
@@ -43,7 +43,7 @@ type Conn struct {
 	slot      int   // of the wheel
 	seat      int   // index in the slot
 	pinged    int64 // when, since it joined, as heard; 0 for not yet
-	pending   *wire.Command
+	pending   *Change
 	deadline  time.Time // while waiting
 	attached  uint64    // the newest node when it came
 	ready     bool      // it was told
@@ -55,12 +55,16 @@ type Conn struct {
 	stop      context.CancelFunc // hurries the drainer
 	doneAfter bool               // rest is the last that is written
 	stuck     bool               // the socket wants a drainer
+	snapshot  bool               // it begins by one, and when it cannot resume
 
 	// The drainer's while there is one.
 	cursor cursor
-	rest   []byte // of what was cut, and only read
-	lost   bool   // the drainer ended the connection
-	owed   bool   // it has something that was lost, and is told at the next rewind
+	rest   []byte  // of what was cut, and only read
+	lost   bool    // the drainer ended the connection
+	owed   bool    // it has something that was lost, and is told at the next rewind
+	fresh  bool    // it began by a snapshot
+	adding *adding // what it asked for with a snapshot
+	added  *adding // and has been given: it is told where it is live
 
 	ending atomic.Pointer[trumpet.Ending] // what the drainer is to end with
 }
@@ -68,14 +72,15 @@ type Conn struct {
 func newConn(h *Hub, s *shard, client Client) *Conn {
 	c := &Conn{
 		hub: h, shard: s, socket: client.Socket,
-		reader:  reader{client.Format, newTopicSet(client.Topics)},
-		resume:  client.Resume,
-		since:   client.Since,
-		refused: client.Refused,
-		applied: make(chan error, 1),
-		gone:    make(chan struct{}),
-		stop:    func() {},
-		slot:    rand.IntN(wheelSlots),
+		reader:   reader{client.Format, newInterests(client.Interests)},
+		resume:   client.Resume,
+		snapshot: client.Snapshot && h.shots.source != nil,
+		since:    client.Since,
+		refused:  client.Refused,
+		applied:  make(chan error, 1),
+		gone:     make(chan struct{}),
+		stop:     func() {},
+		slot:     rand.IntN(wheelSlots),
 	}
 	c.Heard()
 	return c
@@ -87,9 +92,15 @@ func (c *Conn) Heard() { c.heard.Store(time.Now().UnixNano()) }
 // Blocked says that the socket has something to write but cannot without waiting.
 func (c *Conn) Blocked() { c.shard.post(command{kind: blocked, conn: c}) }
 
+// Refuse tells the client that what it asked for is not possible, after the answers to what it
+// asked for before. The connection stays as it is.
+func (c *Conn) Refuse(ref json.RawMessage, message string) error {
+	return c.Change(Change{Ref: ref, refusal: message})
+}
+
 // Change subscribes or unsubscribes, and returns when the client was, or is about to be,
 // told. One call at a time: this is how a client's commands are bounded.
-func (c *Conn) Change(what wire.Command) error {
+func (c *Conn) Change(what Change) error {
 	c.shard.post(command{kind: change, conn: c, change: &what})
 	select {
 	case err := <-c.applied:
@@ -107,23 +118,4 @@ func (c *Conn) End(e trumpet.Ending) { c.shard.post(command{kind: end, conn: c, 
 func (c *Conn) Detach() {
 	c.shard.post(command{kind: detach, conn: c})
 	<-c.gone
-}
-
-// change returns the reader that a command makes of r.
-func (r reader) change(what *wire.Command) (reader, error) {
-	topics := make(topicSet, len(r.topics)+len(what.Topics))
-	for topic := range r.topics {
-		topics[topic] = struct{}{}
-	}
-	for _, topic := range what.Topics {
-		if what.Unsubscribe {
-			delete(topics, topic)
-		} else {
-			topics[topic] = struct{}{}
-		}
-	}
-	if len(topics) > wire.MaxTopics {
-		return r, fmt.Errorf("a connection has at most %d topics", wire.MaxTopics)
-	}
-	return reader{r.format, topics}, nil
 }

@@ -107,27 +107,60 @@ func (s *shard) deliver() bool {
 		s.batch = append(s.batch, next)
 		size += next.size
 	}
-	for _, g := range s.groups {
+	s.pick()
+	for _, g := range s.index.picked {
 		s.deliverTo(g)
 	}
+	clear(s.index.picked)
+	s.index.picked = s.index.picked[:0]
 	s.at = s.batch[len(s.batch)-1]
 	clear(s.batch)
 	s.batch = s.batch[:0]
 	return next != nil
 }
 
-// deliverTo gives the batch to one group.
-func (s *shard) deliverTo(g *group) {
+// pick finds out which groups see what of the batch.
+func (s *shard) pick() {
+	transaction := 0
 	for _, n := range s.batch {
-		g.reader.each(n.entries, 0, false, func(b []byte, index int) bool {
-			if !s.out.takes(len(b)) {
-				s.flush(g)
+		for i := range n.entries {
+			e := &n.entries[i]
+			switch {
+			case e.event != nil:
+				s.index.pick(n, i, transaction)
+				if e.event.Op == trumpet.OpResult {
+					s.retain(e.event)
+				}
+			case e.notice != voidNotice:
+				for _, g := range s.groups {
+					s.index.give(g, n, i, transaction, whole)
+				}
 			}
-			s.out.add(b, n, index)
-			return true
-		})
+			if !e.more() {
+				transaction++
+			}
+		}
+	}
+}
+
+// deliverTo gives a group what it sees of the batch. All but the last that it sees of a
+// transaction are encoded with more.
+func (s *shard) deliverTo(g *group) {
+	for i := range g.picks {
+		p := &g.picks[i]
+		more := i+1 < len(g.picks) && g.picks[i+1].transaction == p.transaction
+		b := p.node.entries[p.index].encode(g.reader.format, p.how, more)
+		if !s.out.takes(len(b)) {
+			s.flush(g)
+		}
+		s.out.add(b, p.node, p.index)
 	}
 	s.flush(g)
+	clear(g.picks)
+	g.picks = g.picks[:0]
+	if g.gone {
+		s.endGone(g)
+	}
 }
 
 // flush writes what was put together to every member of the group. Nothing here allocates
@@ -173,7 +206,7 @@ func (s *shard) catchUp(c *Conn) bool {
 		here := where == inList && n.seq == at.seq // else it skipped to a reset
 		replay := here && n.seq <= c.attached
 		whole := here && (replay || !n.tells()) &&
-			c.reader.each(n.entries, at.index, replay, func(b []byte, index int) bool {
+			c.reader.each(&s.index.glance, n.entries, at.index, replay, func(b []byte, index int) bool {
 				if !s.out.takes(len(b)) {
 					return false
 				}
@@ -181,6 +214,7 @@ func (s *shard) catchUp(c *Conn) bool {
 				return true
 			})
 		if !whole {
+			// Also where a filter's column is gone: the drainer gives what stands before.
 			c.socket.Hold()
 			s.drain(c, c.cursor, c.since, nil)
 			return false

@@ -6,11 +6,12 @@
 // too, so that everybody hears it in its place. A place in the list is a cursor: a node's
 // sequence number and an index in it.
 //
-// Connections are dealt to shards. A shard is one goroutine that owns its connections. It
-// walks the new nodes once for each group of connections with the same format and topics,
-// and writes what matched to every one of them with one system call that never waits. It
-// encodes nothing that another connection had encoded before, and copies nothing per
-// connection.
+// Connections are dealt to shards. A shard is one goroutine that owns its connections. Those
+// with the same format and the same interests are a group. A shard looks once at each new
+// event, finds in its index the groups that see it, and how (an update may move a row into a
+// filter's view, or out of it), and writes what they see to each of their connections with one
+// system call that never waits. It encodes nothing that another connection had encoded before,
+// and copies nothing per connection.
 //
 // A connection is in one of these states, and only its shard moves it:
 //
@@ -32,6 +33,15 @@
 // its turn and its page back and waits with the one frame that was cut. Pages of the log are
 // read once for all who need them, encoded once, written from where they are, and bounded
 // by their bytes; turns keep those who came at once together in them.
+//
+// A snapshot is the rows of tables as of one place in the log. A newcomer that wants one is
+// begun by it, and then resumes from that place like any other: so nothing is missing between
+// the rows and the changes, and nothing comes twice, however old the snapshot is. That is why
+// one read serves all that ask at about the same time. A live connection that asks for one is
+// given all that it follows up to the snapshot's place first. Snapshots are read by the
+// goroutine of the first drainer that needs them, a few at once, and bounded by their bytes.
+//
+// The newest results of live queries are kept for newcomers.
 //
 // When the log loses its tail, Rewind puts copies without the lost events into the list, in
 // their places, and a node behind them that says so. What each client is told there depends

@@ -47,6 +47,10 @@ type drainer struct {
 	taken int
 	key   trumpet.EventID // of the page of the log that was read last
 	uncut bool            // the socket waits for its client whatever the deadline
+
+	glance glance
+	begins int    // by how many snapshots it was begun
+	epoch  uint64 // of the last one
 }
 
 // drain is the drainer's goroutine. When it returns, the connection is at the list's end,
@@ -97,42 +101,81 @@ func (d *drainer) follow() error {
 	if err := d.write(rest); err != nil {
 		return err
 	}
-	for {
-		if !d.placed {
-			if err := d.findPlace(); err != nil {
-				return err
-			}
+	for over := false; !over; {
+		var err error
+		over, err = d.advance()
+		if errors.Is(err, errRefused) && d.snapshot && !d.ready {
+			d.placed = false // and begin by another snapshot
+			continue
 		}
-		if err := d.check(); err != nil {
+		if err != nil {
 			return err
 		}
-		switch n, where := d.hub.list.at(d.cursor); {
-		case where == expired && d.ready:
-			return &endError{trumpet.EndingSlow}
-		case where == expired:
-			d.placed = false // the log goes on where the list cannot
-		case where == atEnd:
-			return d.release()
-		case n.tells():
-			if err := d.tell(n); err != nil {
-				return err
-			}
-			d.cursor, d.since = n.end(), n.passed(d.since)
-		default:
-			if err := d.give(); err != nil {
-				return err
-			}
+	}
+	return d.release()
+}
+
+// advance gives the client some of what it lacks, and reports whether that was all.
+func (d *drainer) advance() (over bool, err error) {
+	switch {
+	case d.placed:
+	case d.snapshot && !d.ready && (!d.resume && !d.fresh || d.refused != ""):
+		return false, d.begin()
+	default:
+		if err := d.findPlace(); err != nil {
+			return false, err
 		}
+	}
+	if err := d.check(); err != nil {
+		return false, err
+	}
+	if d.adding != nil {
+		return false, d.add()
+	}
+	return d.follows(cursor{})
+}
+
+// follows gives some of what stands in the list, not beyond a cursor unless that is zero, and
+// reports whether there is no more.
+func (d *drainer) follows(until cursor) (over bool, err error) {
+	switch n, where := d.hub.list.at(d.cursor); {
+	case where == expired && d.ready:
+		return false, &endError{trumpet.EndingSlow}
+	case where == expired:
+		d.placed = false // the log goes on where the list cannot
+		return false, nil
+	case where == atEnd:
+		return true, nil
+	case n.tells():
+		if err := d.tell(n); err != nil {
+			return false, err
+		}
+		d.cursor, d.since = n.end(), n.passed(d.since)
+		return false, nil
+	default:
+		return false, d.give(until)
 	}
 }
 
-// give gives about a chunk from the list.
-func (d *drainer) give() error {
+// columnGone: what is to be given lacks a column that a filter needs.
+func (d *drainer) columnGone() error {
+	if d.ready {
+		return &endError{trumpet.EndingSchemaChanged}
+	}
+	return d.refuse(wire.ReasonSchema)
+}
+
+// give gives about a chunk from the list, not beyond a cursor unless that is zero.
+func (d *drainer) give(until cursor) error {
 	out, err := d.turn()
 	if err != nil {
 		return err
 	}
-	at, reach := d.gather(out)
+	at, reach := d.gather(out, until)
+	if len(out.frames) == 0 && d.glance.gone {
+		d.hub.turns.put(out)
+		return d.columnGone()
+	}
 	b := out.bytes()
 	n, err := 0, error(nil)
 	if len(b) > 0 {
@@ -158,29 +201,40 @@ func (d *drainer) give() error {
 }
 
 // gather puts together what the client is to get next, and returns where that ends.
-func (d *drainer) gather(out *output) (at cursor, reach trumpet.EventID) {
+func (d *drainer) gather(out *output, until cursor) (at cursor, reach trumpet.EventID) {
 	at, reach = d.cursor, d.since
+	d.glance.gone = false
 	for range gatherNodes {
 		n, where := d.hub.list.at(at)
-		if where != inList || n.tells() {
+		if where != inList || n.tells() || until != (cursor{}) && !at.before(until) {
 			break
+		}
+		entries := n.entries
+		if n.seq == until.seq {
+			entries = entries[:until.index]
 		}
 		if out.size == 0 {
 			d.behind = n.appended
 		}
-		whole := d.reader.each(n.entries, at.index, n.seq <= d.attached, func(b []byte, index int) bool {
+		whole := d.reader.each(&d.glance, entries, at.index, n.seq <= d.attached, func(b []byte, index int) bool {
 			if !out.takes(len(b)) {
 				return false
 			}
 			out.add(b, n, index)
 			return true
 		})
-		if !whole {
+		if !whole && len(out.frames) > 0 {
 			if f := &out.frames[len(out.frames)-1]; f.node == n {
 				var id trumpet.EventID
 				at, id = f.behind()
 				reach = newer(reach, id)
 			}
+		}
+		if !whole {
+			break
+		}
+		if n.seq == until.seq {
+			at, reach = until, newer(reach, n.upTo(until.index))
 			break
 		}
 		at, reach = n.end(), newer(reach, n.head)

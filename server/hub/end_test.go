@@ -18,7 +18,7 @@ func TestChangeAfterTheEnd(t *testing.T) {
 	p.conn.End(trumpet.EndingUnauthorized)
 	p.expect(t, "error")
 	p.expectEnd(t, trumpet.EndingUnauthorized)
-	if err := p.conn.Change(wire.Command{Topics: []string{"a"}}); err == nil {
+	if err := p.conn.Change(Change{Interests: follow("a")}); err == nil {
 		t.Error("subscribed after the end")
 	}
 	p.hangUp()
@@ -57,7 +57,7 @@ func TestDrain(t *testing.T) {
 	h := start(t, Config{})
 	var peers []*peer
 	for i := range 60 {
-		p := newPeer(t, h, Client{Format: wire.Format(i % 2), Topics: []string{"a"}}, i == 0)
+		p := newPeer(t, h, Client{Format: wire.Format(i % 2), Interests: follow("a")}, i == 0)
 		p.expect(t, "ready")
 		peers = append(peers, p)
 	}
@@ -105,7 +105,7 @@ func TestCloseCutsEverybody(t *testing.T) {
 	waits := newPeer(t, h, Client{Format: wire.SSE}, false)
 	h.Reset(trumpet.EventID{})
 	waits.expect(t, "ready")
-	lags := newPeer(t, h, Client{Format: wire.SSE, Topics: []string{"a"}}, true)
+	lags := newPeer(t, h, Client{Format: wire.SSE, Interests: follow("a")}, true)
 	lags.expect(t, "ready")
 	big := []trumpet.Event{event(1, 0, "a", false, 1<<20)}
 	h.Append(big, last(big))

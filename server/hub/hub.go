@@ -103,13 +103,14 @@ func (c Config) validate() error {
 	return nil
 }
 
-// Hub is the fan-out core. Reset, Rewind, Append, Live and Stale are called by one goroutine; all
+// Hub is the fan-out core. Reset, Rewind, Append, Retain, Live and Stale are called by one goroutine; all
 // other methods by any.
 type Hub struct {
 	config Config
 	list   list
 	shards []*shard
 	pages  *pages
+	shots  *shots
 	turns  outputs
 	epoch  atomic.Uint64 // how often ids became void
 	stats  counters
@@ -156,6 +157,7 @@ func newHub(config Config) (*Hub, error) {
 	}
 	h.ctx, h.cancel = context.WithCancel(context.Background())
 	h.pages = newPages(h)
+	h.shots = newShots(h)
 	h.turns = newOutputs(config.turns)
 	for range config.Shards {
 		h.shards = append(h.shards, newShard(h))
@@ -166,6 +168,10 @@ func newHub(config Config) (*Hub, error) {
 // UseLog gives the hub the log that clients resume from. Without one it only resumes from
 // the list. Call it before the first Attach.
 func (h *Hub) UseLog(log Log) { h.pages.log = log }
+
+// UseSnapshots gives the hub where snapshots are read. Without them nobody gets one. Call it
+// before the first Attach.
+func (h *Hub) UseSnapshots(source Snapshots) { h.shots.source = source }
 
 // Reset begins, or begins anew, after an id. Called again it voids what was held.
 func (h *Hub) Reset(after trumpet.EventID) {
@@ -211,6 +217,20 @@ func (h *Hub) Append(events []trumpet.Event, head trumpet.EventID) {
 	h.append(eventNode(events, head), false)
 }
 
+// Retain gives the newest results of live queries as of now, which may be older than what
+// was appended, or no longer in the log: newcomers get them.
+func (h *Hub) Retain(results []trumpet.Event) {
+	if !h.started || len(results) == 0 {
+		return
+	}
+	out := make([]trumpet.Event, len(results))
+	for i := range results {
+		out[i] = results[i]
+		out[i].ID, out[i].More = trumpet.EventID{}, false // it is given out of its place
+	}
+	h.append(eventNode(out, h.list.head()), false)
+}
+
 // Live says that the bus hears Postgres and has caught up.
 func (h *Hub) Live() {
 	if h.started && h.stale {
@@ -242,9 +262,11 @@ func (h *Hub) pokeAll() {
 
 // Client describes a connection that wants to be driven.
 type Client struct {
-	Socket Socket
-	Format wire.Format
-	Topics []string
+	Socket    Socket
+	Format    wire.Format
+	Interests []Interest
+	// Snapshot: give the rows of the topics first, unless the client resumes.
+	Snapshot bool
 	// Resume: give everything after Since first.
 	Resume bool
 	Since  trumpet.EventID

@@ -58,7 +58,7 @@ func TestEveryClientSeesItsEventsOnceAndInOrder(t *testing.T) {
 	var peers []*peer
 	for i := range 30 {
 		format := wire.Format(i % 2)
-		p := newPeer(t, h, Client{Format: format, Topics: topicChoices[i%len(topicChoices)]}, i%7 == 0)
+		p := newPeer(t, h, Client{Format: format, Interests: follow(topicChoices[i%len(topicChoices)]...)}, i%7 == 0)
 		p.expect(t, "ready")
 		peers = append(peers, p)
 	}
@@ -97,7 +97,7 @@ func TestLaggingClientMissesNothing(t *testing.T) {
 	h := start(t, Config{})
 	for _, format := range []wire.Format{wire.WebSocket, wire.SSE} {
 		t.Run(format.String(), func(t *testing.T) {
-			p := newPeer(t, h, Client{Format: format, Topics: []string{"a", "b"}}, true)
+			p := newPeer(t, h, Client{Format: format, Interests: follow("a", "b")}, true)
 			p.expect(t, "ready")
 			lagged := h.Stats().Lagged
 			base := h.Stats().Head.Position + 1
@@ -129,8 +129,8 @@ func TestSlowClientIsSentAway(t *testing.T) {
 			t.Run(format.String()+" "+name, func(t *testing.T) {
 				t.Parallel()
 				h := start(t, config)
-				slow := newPeer(t, h, Client{Format: format, Topics: []string{"a"}}, true)
-				quick := newPeer(t, h, Client{Format: format, Topics: []string{"a"}}, false)
+				slow := newPeer(t, h, Client{Format: format, Interests: follow("a")}, true)
+				quick := newPeer(t, h, Client{Format: format, Interests: follow("a")}, false)
 				slow.expect(t, "ready")
 				quick.expect(t, "ready")
 				var events []trumpet.Event
@@ -164,7 +164,7 @@ func TestSlowClientIsSentAway(t *testing.T) {
 func TestSecondResetReachesEverybody(t *testing.T) {
 	t.Parallel()
 	h := start(t, Config{})
-	p := newPeer(t, h, Client{Format: wire.SSE, Topics: []string{"a"}}, false)
+	p := newPeer(t, h, Client{Format: wire.SSE, Interests: follow("a")}, false)
 	p.expect(t, "ready")
 	h.Append([]trumpet.Event{event(1, 0, "a", false, 1)}, trumpet.EventID{Position: 1, Tag: 1})
 	other := trumpet.EventID{Position: 1, Tag: 99}
@@ -187,7 +187,7 @@ func TestSecondResetReachesEverybody(t *testing.T) {
 	}
 	// What was before the reset cannot be resumed; the reset's own id can.
 	for id, resumed := range map[trumpet.EventID]bool{{Position: 1, Tag: 1}: false, other: true} {
-		q := newPeer(t, h, Client{Format: wire.SSE, Topics: []string{"a"}, Resume: true, Since: id}, false)
+		q := newPeer(t, h, Client{Format: wire.SSE, Interests: follow("a"), Resume: true, Since: id}, false)
 		if !resumed {
 			q.expect(t, "reset")
 		} else if m := q.mustNext(t); m.ID != "2.0-00000002" {
@@ -226,7 +226,7 @@ func TestNewcomersWaitForTheBus(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer h.Close()
-	p := newPeer(t, h, Client{Format: wire.SSE, Topics: []string{"a"}}, false)
+	p := newPeer(t, h, Client{Format: wire.SSE, Interests: follow("a")}, false)
 	h.Reset(trumpet.EventID{Position: 4, Tag: 4})
 	if m := p.expect(t, "ready"); m.ID != "4.0-00000004" {
 		t.Fatalf("got %+v", m)
@@ -255,7 +255,7 @@ func TestRawNotificationsAreForThosePresent(t *testing.T) {
 	h.Append(raw, last(first))
 	second := []trumpet.Event{event(2, 0, "a", false, 1)}
 	h.Append(second, last(second))
-	p := newPeer(t, h, Client{Format: wire.SSE, Topics: []string{"a"}, Resume: true}, false)
+	p := newPeer(t, h, Client{Format: wire.SSE, Interests: follow("a"), Resume: true}, false)
 	p.expectEvents(t, expected(append(first, second...), "a"))
 	p.expect(t, "ready")
 	h.Append(raw, last(second))
@@ -280,7 +280,7 @@ func TestSubscribe(t *testing.T) {
 	}
 	change := func(unsubscribe bool, want int, topics ...string) {
 		t.Helper()
-		if err := p.conn.Change(wire.Command{Unsubscribe: unsubscribe, Topics: topics}); err != nil {
+		if err := p.conn.Change(Change{Unsubscribe: unsubscribe, Interests: follow(topics...)}); err != nil {
 			t.Fatal(err)
 		}
 		if m := p.expect(t, "subscribed"); len(m.Topics) != want {
@@ -302,15 +302,20 @@ func TestSubscribe(t *testing.T) {
 	for i := range many {
 		many[i] = strconv.Itoa(i)
 	}
-	if err := p.conn.Change(wire.Command{Topics: many}); err == nil {
-		t.Error("too many topics were taken")
+	if err := p.conn.Change(Change{Interests: follow(many...)}); err != nil {
+		t.Fatal(err)
 	}
+	p.expect(t, "refused")
+	if err := p.conn.Refuse(nil, "no such thing"); err != nil {
+		t.Fatal(err)
+	}
+	p.expect(t, "refused")
 	give("c")
 	if m := p.mustNext(t); m.Topic != "c" {
 		t.Fatalf("got %+v", m)
 	}
 	p.hangUp()
-	if err := p.conn.Change(wire.Command{Topics: []string{"a"}}); err == nil {
+	if err := p.conn.Change(Change{Interests: follow("a")}); err == nil {
 		t.Error("a change after the end")
 	}
 }
@@ -318,7 +323,7 @@ func TestSubscribe(t *testing.T) {
 func TestSubscribeWhileLagging(t *testing.T) {
 	t.Parallel()
 	h := start(t, Config{})
-	p := newPeer(t, h, Client{Format: wire.WebSocket, Topics: []string{"a"}}, true)
+	p := newPeer(t, h, Client{Format: wire.WebSocket, Interests: follow("a")}, true)
 	p.expect(t, "ready")
 	var events []trumpet.Event
 	for i := range int64(400) {
@@ -327,7 +332,7 @@ func TestSubscribeWhileLagging(t *testing.T) {
 	h.Append(events, last(events))
 	eventually(t, "lagging", func() bool { return h.Stats().Lagging == 1 })
 	applied := make(chan error)
-	go func() { applied <- p.conn.Change(wire.Command{Topics: []string{"b"}}) }()
+	go func() { applied <- p.conn.Change(Change{Interests: follow("b")}) }()
 	p.expectEvents(t, expected(events, "a"))
 	if m := p.expect(t, "subscribed"); m.ID != last(events).String() {
 		t.Fatalf("got %+v", m)

@@ -11,7 +11,7 @@ import (
 )
 
 // entryOverhead is about what an entry takes beside its event's JSON.
-const entryOverhead = 256
+const entryOverhead = 352
 
 // notice is a control message in the list.
 type notice uint8
@@ -31,7 +31,7 @@ const (
 type entry struct {
 	event   *trumpet.Event // nil for a notice
 	notice  notice
-	encoded [wire.Formats][2]atomic.Pointer[[]byte]
+	encoded [wire.Formats][variants][2]atomic.Pointer[[]byte]
 }
 
 // more reports whether further events of the same transaction follow.
@@ -40,24 +40,28 @@ func (e *entry) more() bool { return e.event != nil && e.event.More }
 // live reports whether the entry is only for those who were there when it came.
 func (e *entry) live() bool { return e.event == nil || e.event.ID.IsZero() }
 
-func (e *entry) slot(format wire.Format, more bool) *atomic.Pointer[[]byte] {
+func (e *entry) slot(format wire.Format, how variant, more bool) *atomic.Pointer[[]byte] {
 	if more {
-		return &e.encoded[format][1]
+		return &e.encoded[format][how][1]
 	}
-	return &e.encoded[format][0]
+	return &e.encoded[format][how][0]
 }
 
 // encode returns the entry's bytes; they are never changed. Two shards may do the work at
 // once, but only one result is kept.
-func (e *entry) encode(format wire.Format, more bool) []byte {
-	slot := e.slot(format, more)
+func (e *entry) encode(format wire.Format, how variant, more bool) []byte {
+	slot := e.slot(format, how, more)
 	if b := slot.Load(); b != nil {
 		return *b
 	}
 	var b []byte
 	switch {
+	case how == anonymous:
+		event := *e.event
+		event.ID = trumpet.EventID{}
+		b = wire.EncodeEvent(format, wire.Whole, &event, more)
 	case e.event != nil:
-		b = wire.EncodeEvent(format, e.event, more)
+		b = wire.EncodeEvent(format, wireVariants[how], e.event, more)
 	case e.notice == staleNotice:
 		b = wire.AppendStale(nil, format)
 	case e.notice == liveNotice:
@@ -89,6 +93,11 @@ type node struct {
 type cursor struct {
 	seq   uint64
 	index int
+}
+
+// before reports whether c stands before other.
+func (c cursor) before(other cursor) bool {
+	return c.seq < other.seq || c.seq == other.seq && c.index < other.index
 }
 
 func (n *node) start() cursor { return cursor{n.seq, 0} }

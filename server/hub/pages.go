@@ -61,7 +61,7 @@ func (p *page) encode(format wire.Format) {
 		ends := make([]int, len(p.entries))
 		for i := range p.entries {
 			if e := p.entries[i].event; payload(e) <= slabFrame {
-				slab = wire.AppendEventFrame(slab, format, e, e.More)
+				slab = wire.AppendEventFrame(slab, format, wire.Whole, e, e.More)
 			}
 			ends[i] = len(slab)
 		}
@@ -70,7 +70,7 @@ func (p *page) encode(format wire.Format) {
 		for i, end := range ends {
 			if end > start {
 				frames[i] = slab[start:end]
-				p.entries[i].slot(format, p.entries[i].event.More).CompareAndSwap(nil, &frames[i])
+				p.entries[i].slot(format, whole, p.entries[i].event.More).CompareAndSwap(nil, &frames[i])
 			}
 			start = end
 		}

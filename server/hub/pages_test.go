@@ -29,7 +29,7 @@ func filled(t *testing.T, config Config, page, events, size int) (*Hub, *fakeLog
 // resumed is a client that comes back and wants everything after the event at an index.
 func resumed(t *testing.T, h *Hub, all []trumpet.Event, from int, small bool, topics ...string) *peer {
 	t.Helper()
-	client := Client{Format: wire.Format(from % 2), Topics: topics, Resume: true}
+	client := Client{Format: wire.Format(from % 2), Interests: follow(topics...), Resume: true}
 	if from > 0 {
 		client.Since = all[from-1].ID
 	}
@@ -182,7 +182,7 @@ func TestWaitingForTheLogIsNotBeingSlow(t *testing.T) {
 	p := resumed(t, h, all, 3, false, "a", "b")
 	eventually(t, "reading", func() bool { return log.now.Load() == 1 })
 	// Somebody who is slow measures the time.
-	slow := newPeer(t, h, Client{Format: wire.SSE, Topics: []string{"big"}}, true)
+	slow := newPeer(t, h, Client{Format: wire.SSE, Interests: follow("big")}, true)
 	slow.expect(t, "ready")
 	for range 2 {
 		big := []trumpet.Event{event(h.Stats().Head.Position+1, 0, "big", false, 2<<20)}
@@ -217,8 +217,8 @@ func TestPageEncodesEachEventAsItIs(t *testing.T) {
 		p.encode(format)
 		joined := 0
 		for i := range events {
-			got := p.entries[i].encode(format, events[i].More)
-			if want := wire.EncodeEvent(format, &events[i], events[i].More); string(got) != string(want) {
+			got := p.entries[i].encode(format, whole, events[i].More)
+			if want := wire.EncodeEvent(format, wire.Whole, &events[i], events[i].More); string(got) != string(want) {
 				t.Errorf("event %d is %q, want %q", i, got, want)
 			}
 			if payload(&events[i]) <= slabFrame {
@@ -229,7 +229,7 @@ func TestPageEncodesEachEventAsItIs(t *testing.T) {
 		var out output
 		for i := range events {
 			if payload(&events[i]) <= slabFrame {
-				out.add(p.entries[i].encode(format, events[i].More), &p.node, i)
+				out.add(p.entries[i].encode(format, whole, events[i].More), &p.node, i)
 			}
 		}
 		if out.run == nil || len(out.bytes()) != joined || out.joined != nil {

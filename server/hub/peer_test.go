@@ -67,6 +67,15 @@ func pair(t fataler, small bool) (near, far *net.TCPConn) {
 	return near, far
 }
 
+// follow are interests in everything of some topics.
+func follow(topics ...string) []Interest {
+	var out []Interest
+	for _, topic := range topics {
+		out = append(out, Interest{Subscription: trumpet.Subscription{Topic: topic}})
+	}
+	return out
+}
+
 // newPeer attaches a client to the hub, with a reader as the server has one.
 func newPeer(t fataler, h *Hub, client Client, small bool) *peer {
 	t.Helper()
@@ -97,15 +106,23 @@ func (p *peer) hangUp() {
 
 // message is any event or control message, and how it came.
 type message struct {
-	ID      string          `json:"id"`
-	Topic   string          `json:"topic"`
-	Type    string          `json:"type"`
-	Reason  string          `json:"reason"`
-	Code    string          `json:"code"`
-	Resumed bool            `json:"resumed"`
-	Topics  []string        `json:"topics"`
-	More    bool            `json:"more"`
-	Data    json.RawMessage `json:"data"`
+	ID      string            `json:"id"`
+	Topic   string            `json:"topic"`
+	Type    string            `json:"type"`
+	Reason  string            `json:"reason"`
+	Code    string            `json:"code"`
+	Resumed bool              `json:"resumed"`
+	Topics  []string          `json:"topics"`
+	More    bool              `json:"more"`
+	Data    json.RawMessage   `json:"data"`
+	Op      string            `json:"op"`
+	Key     json.RawMessage   `json:"key"`
+	New     json.RawMessage   `json:"new"`
+	Old     json.RawMessage   `json:"old"`
+	Ref     json.RawMessage   `json:"ref"`
+	Message string            `json:"message"`
+	Page    int               `json:"page"`
+	Rows    []json.RawMessage `json:"rows"`
 
 	opcode byte
 	close  int

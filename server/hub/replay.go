@@ -19,6 +19,9 @@ func (d *drainer) findPlace() error {
 	var patience time.Time // when to give up waiting
 	read, verified := false, false
 	epoch := d.hub.epoch.Load()
+	if d.fresh && epoch == d.epoch {
+		verified = true // its place was just read
+	}
 	for {
 		if err := d.check(); err != nil {
 			return err
@@ -26,14 +29,14 @@ func (d *drainer) findPlace() error {
 		changed := d.hub.list.change()
 		at, what := d.hub.list.find(d.since)
 		if what == foundHere {
-			if !d.ready && !d.resumed {
+			if !d.ready && !d.resumed && !d.fresh {
 				from := fromRing
 				if read {
 					from = fromLog
 				}
 				d.hub.stats.resumes[from].Add(1)
 			}
-			d.cursor, d.placed, d.resumed = at, true, true
+			d.cursor, d.placed, d.resumed = at, true, !d.fresh
 			return nil
 		}
 		if now := d.hub.epoch.Load(); now != epoch {
@@ -109,13 +112,16 @@ func (d *drainer) givePart(p *page, from int) (rest []byte, err error) {
 	defer d.hub.turns.put(out)
 	p.encode(d.reader.format)
 	for began := time.Now(); time.Since(began) < turnTime; {
-		whole := d.reader.each(p.entries, from, true, func(b []byte, index int) bool {
+		whole := d.reader.each(&d.glance, p.entries, from, true, func(b []byte, index int) bool {
 			if !out.takes(len(b)) {
 				return false
 			}
 			out.add(b, &p.node, index)
 			return true
 		})
+		if len(out.frames) == 0 && d.glance.gone {
+			return nil, d.columnGone()
+		}
 		n := 0
 		if b := out.bytes(); len(b) > 0 {
 			n, err = d.try(b)

@@ -135,7 +135,7 @@ func TestResumeIsGapFreeAndDuplicateFree(t *testing.T) {
 		}
 		small := rapid.Bool().Draw(t, "small buffers")
 		connect := func() *peer {
-			return newPeer(t, h, Client{Format: format, Topics: topics, Resume: true, Since: since}, small)
+			return newPeer(t, h, Client{Format: format, Interests: follow(topics...), Resume: true, Since: since}, small)
 		}
 		p := connect()
 		var work sync.WaitGroup
@@ -218,7 +218,7 @@ func TestRefusedResume(t *testing.T) {
 		for format := range wire.Formats {
 			t.Run(name+" "+format.String(), func(t *testing.T) {
 				client := test.client
-				client.Format, client.Topics = format, []string{"a"}
+				client.Format, client.Interests = format, follow("a")
 				before := h.Stats().Resets[wire.Reason(test.reason)]
 				p := newPeer(t, h, client, false)
 				if m := p.expect(t, "reset"); m.Reason != test.reason || m.ID != "20.0-00000014" {
@@ -244,7 +244,7 @@ func TestResumeWithoutPostgresIsSentAway(t *testing.T) {
 	for i := range events {
 		h.Append(events[i:i+1], events[i].ID)
 	}
-	p := newPeer(t, h, Client{Format: wire.WebSocket, Topics: []string{"a"}, Resume: true, Since: events[0].ID}, false)
+	p := newPeer(t, h, Client{Format: wire.WebSocket, Interests: follow("a"), Resume: true, Since: events[0].ID}, false)
 	p.expectEnd(t, trumpet.EndingUnavailable)
 	p.hangUp()
 }
@@ -265,7 +265,7 @@ func TestResumesShareReads(t *testing.T) {
 	var peers []*peer
 	for i := range 60 {
 		from := events[i%3]
-		peers = append(peers, newPeer(t, h, Client{Format: wire.Format(i % 2), Topics: []string{"a"}, Resume: true, Since: from.ID}, false))
+		peers = append(peers, newPeer(t, h, Client{Format: wire.Format(i % 2), Interests: follow("a"), Resume: true, Since: from.ID}, false))
 	}
 	eventually(t, "all wait", func() bool {
 		h.pages.mu.Lock()

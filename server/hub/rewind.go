@@ -19,7 +19,7 @@ type loss struct {
 // concerns reports whether one that follows these topics, and was given all up to reach, has
 // something of what was lost. It does not matter where its connection began: one that began
 // behind a lost event fetched its state when that event was part of it.
-func (l *loss) concerns(topics topicSet, reach trumpet.EventID) bool {
+func (l *loss) concerns(topics map[string]*view, reach trumpet.EventID) bool {
 	if reach.Compare(l.to) <= 0 {
 		return false
 	}
@@ -116,7 +116,7 @@ func (n *node) until(to trumpet.EventID, lost *loss) *node {
 // concerns reports whether a client that was given all up to reach must fetch its state
 // anew at this node.
 func (n *node) concerns(r *reader, reach trumpet.EventID) bool {
-	return n.notice == resetNotice || n.loss.concerns(r.topics, reach)
+	return n.notice == resetNotice || n.loss.concerns(r.views, reach)
 }
 
 // passed returns what reach is behind this node.
@@ -144,6 +144,7 @@ func (n *node) verdict(format wire.Format, concerned bool, worker string) []byte
 func (s *shard) tell(n *node) {
 	reach := s.at.head
 	s.at = n
+	s.forgetResults(n)
 	if n.mute {
 		return // who comes here over copies was given nothing of what was lost
 	}
@@ -177,6 +178,9 @@ func (d *drainer) tell(n *node) error {
 		return nil
 	}
 	concerned := n.concerns(&d.reader, reach) || d.owed
+	if concerned && d.snapshot && !d.ready {
+		return d.refuse(wire.ReasonLost)
+	}
 	if d.owed = concerned && n.mute; n.mute {
 		return nil
 	}

@@ -16,7 +16,7 @@ func TestRewindOfWhatOnlyAnotherWorkerGave(t *testing.T) {
 	events := []trumpet.Event{event(1, 0, "a", false, 1), event(2, 0, "a", false, 1)}
 	log.add(events, events[1].ID)
 	give(h, events[0])
-	p := newPeer(t, h, Client{Format: wire.WebSocket, Topics: []string{"a"}, Resume: true, Since: events[1].ID}, false)
+	p := newPeer(t, h, Client{Format: wire.WebSocket, Interests: follow("a"), Resume: true, Since: events[1].ID}, false)
 	eventually(t, "asked", func() bool { return log.reads.Load() > 0 && log.now.Load() == 0 })
 	log.rewind(events[0].ID)
 	h.Rewind(events[0].ID)
@@ -50,7 +50,7 @@ func TestRewindDuringAResumeFromTheLog(t *testing.T) {
 			give(h, events...)
 			log.add(events, events[7].ID)
 			since := trumpet.EventID{Position: test.since, Tag: uint32(test.since)}
-			p := newPeer(t, h, Client{Format: wire.SSE, Topics: []string{"a"}, Resume: true, Since: since}, false)
+			p := newPeer(t, h, Client{Format: wire.SSE, Interests: follow("a"), Resume: true, Since: since}, false)
 			eventually(t, "reading", func() bool { return log.now.Load() == 1 })
 			to := trumpet.EventID{Position: test.to, Tag: uint32(test.to)}
 			log.rewind(to)
@@ -92,7 +92,7 @@ func TestRewindVoidsPages(t *testing.T) {
 	log.add(events, events[7].ID)
 	resume := func(want []trumpet.Event) {
 		t.Helper()
-		p := newPeer(t, h, Client{Format: wire.SSE, Topics: []string{"a"}, Resume: true}, false)
+		p := newPeer(t, h, Client{Format: wire.SSE, Interests: follow("a"), Resume: true}, false)
 		p.expectEvents(t, expected(want, "a"))
 		if m := p.expect(t, "ready"); !m.Resumed {
 			t.Fatalf("got %+v", m)

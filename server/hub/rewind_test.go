@@ -57,7 +57,7 @@ func TestRewindTellsExactlyWhoIsConcerned(t *testing.T) {
 			log := &fakeLog{page: 10}
 			h.UseLog(log)
 			join := func(topics ...string) *peer {
-				p := newPeer(t, h, Client{Format: format, Topics: topics}, false)
+				p := newPeer(t, h, Client{Format: format, Interests: follow(topics...)}, false)
 				p.expect(t, "ready")
 				return p
 			}
@@ -82,7 +82,7 @@ func TestRewindTellsExactlyWhoIsConcerned(t *testing.T) {
 			if n := h.Stats().Resets[wire.ReasonLost]; n != 2 {
 				t.Errorf("%d resets were counted", n)
 			}
-			after := newPeer(t, h, Client{Format: format, Topics: []string{"a", "b", "c"}}, false)
+			after := newPeer(t, h, Client{Format: format, Interests: follow("a", "b", "c")}, false)
 			if m := after.expect(t, "ready"); m.ID != to.String() || m.Resumed {
 				t.Errorf("got %+v", m)
 			}
@@ -99,7 +99,7 @@ func TestRewindTellsExactlyWhoIsConcerned(t *testing.T) {
 			}
 
 			for _, since := range []trumpet.EventID{lost[0].ID, lost[1].ID} {
-				p := newPeer(t, h, Client{Format: format, Topics: []string{"a"}, Resume: true, Since: since}, false)
+				p := newPeer(t, h, Client{Format: format, Interests: follow("a"), Resume: true, Since: since}, false)
 				if m := p.expect(t, "reset"); m.Reason != "unknown" {
 					t.Errorf("since %v: got %+v", since, m)
 				}
@@ -109,7 +109,7 @@ func TestRewindTellsExactlyWhoIsConcerned(t *testing.T) {
 				p.hangUp()
 			}
 			for i, since := range []trumpet.EventID{first[0].ID, to, second[0].ID} {
-				p := newPeer(t, h, Client{Format: format, Topics: []string{"a", "b", "c"}, Resume: true, Since: since}, false)
+				p := newPeer(t, h, Client{Format: format, Interests: follow("a", "b", "c"), Resume: true, Since: since}, false)
 				p.expectEvents(t, expected(append(first[1:], second...)[i:], "a", "b", "c"))
 				if m := p.expect(t, "ready"); !m.Resumed || m.ID != second[2].ID.String() {
 					t.Errorf("since %v: got %+v", since, m)
@@ -145,7 +145,7 @@ func TestRewindWhileLagging(t *testing.T) {
 			t.Run(name+" "+format.String(), func(t *testing.T) {
 				t.Parallel()
 				h := start(t, Config{MaxLag: 2 * limit})
-				p := newPeer(t, h, Client{Format: format, Topics: test.topics}, true)
+				p := newPeer(t, h, Client{Format: format, Interests: follow(test.topics...)}, true)
 				p.expect(t, "ready")
 				events := []trumpet.Event{event(1, 0, "a", false, 1), event(2, 0, "a", false, big), event(3, 0, "a", false, 1)}
 				give(h, events[:2]...)
@@ -191,7 +191,7 @@ func TestTwoRewindsWhileLagging(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			h := start(t, Config{MaxLag: 2 * limit})
-			p := newPeer(t, h, Client{Format: wire.SSE, Topics: test.topics}, true)
+			p := newPeer(t, h, Client{Format: wire.SSE, Interests: follow(test.topics...)}, true)
 			p.expect(t, "ready")
 			two := two
 			two.Topic = test.two
@@ -246,7 +246,7 @@ func TestRewindOfWhatOnlyADrainerGave(t *testing.T) {
 			h.list.mu.Lock()
 			h.list.nodes = h.list.nodes[len(h.list.nodes)-3:] // the beginning is in the log only
 			h.list.mu.Unlock()
-			p := newPeer(t, h, Client{Format: wire.SSE, Topics: []string{test.topic}, Resume: true, Since: test.since}, false)
+			p := newPeer(t, h, Client{Format: wire.SSE, Interests: follow(test.topic), Resume: true, Since: test.since}, false)
 			s.mu.Lock()
 			s.inbox = s.inbox[:0]
 			s.mu.Unlock()
@@ -285,8 +285,8 @@ func TestRewindFromWithinLostNodes(t *testing.T) {
 	t.Parallel()
 	h, s := still(t, 0)
 	h.Live()
-	p := newPeer(t, h, Client{Format: wire.SSE, Topics: []string{"a"}}, false)
-	quiet := newPeer(t, h, Client{Format: wire.WebSocket, Topics: []string{"b"}}, false)
+	p := newPeer(t, h, Client{Format: wire.SSE, Interests: follow("a")}, false)
+	quiet := newPeer(t, h, Client{Format: wire.WebSocket, Interests: follow("b")}, false)
 	for s.step() {
 	}
 	one, two, three := event(1, 0, "a", false, 1), event(2, 0, "a", false, 1), event(3, 0, "a", false, 1)
@@ -296,8 +296,8 @@ func TestRewindFromWithinLostNodes(t *testing.T) {
 	give(h, three)
 	h.Rewind(one.ID)
 	// It comes to a shard that stands in the void: it is ready where that has an end.
-	late := newPeer(t, h, Client{Format: wire.SSE, Topics: []string{"a"}, Resume: true, Since: one.ID}, false)
-	fresh := newPeer(t, h, Client{Format: wire.SSE, Topics: []string{"a"}}, false)
+	late := newPeer(t, h, Client{Format: wire.SSE, Interests: follow("a"), Resume: true, Since: one.ID}, false)
+	fresh := newPeer(t, h, Client{Format: wire.SSE, Interests: follow("a")}, false)
 	eventually(t, "all are live", func() bool {
 		for s.step() {
 		}

@@ -25,7 +25,7 @@ const (
 type command struct {
 	kind   kind
 	conn   *Conn
-	change *wire.Command
+	change *Change
 	ending trumpet.Ending
 	over   time.Duration
 }
@@ -46,7 +46,9 @@ type shard struct {
 	conns    map[*Conn]struct{}
 	waiting  map[*Conn]struct{}
 	groups   map[string]*group
-	at       *node // given to all that are live; nil before the first Reset
+	index    index
+	retained map[string]*entry // by topic: the newest result of a live query
+	at       *node             // given to all that are live; nil before the first Reset
 	wheel    wheel
 	away     *departure // not nil once all are sent away
 	cut      bool       // Close was called
@@ -55,12 +57,14 @@ type shard struct {
 
 func newShard(h *Hub) *shard {
 	return &shard{
-		hub:     h,
-		wake:    make(chan struct{}, 1),
-		conns:   make(map[*Conn]struct{}),
-		waiting: make(map[*Conn]struct{}),
-		groups:  make(map[string]*group),
-		wheel:   newWheel(h.config.Ping),
+		hub:      h,
+		wake:     make(chan struct{}, 1),
+		conns:    make(map[*Conn]struct{}),
+		waiting:  make(map[*Conn]struct{}),
+		groups:   make(map[string]*group),
+		index:    newIndex(),
+		retained: make(map[string]*entry),
+		wheel:    newWheel(h.config.Ping),
 	}
 }
 
@@ -180,6 +184,11 @@ func (s *shard) attach(c *Conn) {
 // place gives a newcomer its place: at the shard's, or where it left off.
 func (s *shard) place(c *Conn) {
 	c.attached = s.at.seq
+	if c.snapshot && (!c.resume || c.refused != "") {
+		c.socket.Hold()
+		s.drain(c, s.at.end(), s.at.head, nil)
+		return
+	}
 	if !c.resume || c.refused != "" {
 		c.placed = true
 		s.rejoin(c)
@@ -211,7 +220,7 @@ func (s *shard) rejoin(c *Conn) {
 		s.end(c, *ending)
 	case s.at.void.Load(), c.cursor.seq > s.at.seq+1 || c.cursor.seq == s.at.seq+1 && c.cursor.index > 0:
 		s.wait(c)
-	case c.refused != "", !c.resume && !c.ready:
+	case c.refused != "", !c.resume && !c.snapshot && !c.ready:
 		s.settle(c)
 	case !s.catchUp(c):
 	case s.at.void.Load(), c.since.Compare(s.at.head) > 0:
@@ -240,13 +249,24 @@ func (s *shard) settle(c *Conn) {
 	}
 	if !c.ready {
 		c.ready = true
+		if !c.resumed {
+			b = s.results(b, c, nil)
+		}
 		b = wire.AppendReady(b, format, head, c.resumed, s.hub.config.Worker)
 		if s.at.stale {
 			b = wire.AppendStale(b, format)
 		}
 	}
+	if c.added != nil {
+		b = s.results(b, c, c.added.former)
+		b = wire.AppendSubscribed(b, format, c.added.change.Ref, c.reader.names, head)
+		c.added = nil
+	}
 	if c.pending != nil {
-		b = s.apply(c, b)
+		var ok bool
+		if b, ok = s.apply(c, b); !ok {
+			return
+		}
 	}
 	s.join(c)
 	if len(b) > 0 {

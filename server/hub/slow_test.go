@@ -65,13 +65,13 @@ func TestWhoeverIsTooSlowIsEndedAndResumes(t *testing.T) {
 					h.UseLog(log)
 					h.Reset(trumpet.EventID{})
 					h.Live()
-					other := newPeer(t, h, Client{Format: format, Topics: []string{"b"}}, false)
+					other := newPeer(t, h, Client{Format: format, Interests: follow("b")}, false)
 					other.expect(t, "ready")
 					var events []trumpet.Event
 					for i := range int64(200) {
 						events = append(events, event(i+1, 0, "a", false, 10_000))
 					}
-					client := Client{Format: format, Topics: []string{"a"}, Resume: true}
+					client := Client{Format: format, Interests: follow("a"), Resume: true}
 					p := begin(t, h, log, events, client)
 					if trickle {
 						p.trickle(t, func() bool { return h.Stats().Endings["slow"] == 1 })
@@ -182,12 +182,12 @@ func TestSocketThatCannotBeCutTakesNoTurns(t *testing.T) {
 			w := &waiter{sipper: sipper{finished: make(chan struct{})}, release: make(chan struct{})}
 			released := sync.OnceFunc(func() { close(w.release) })
 			t.Cleanup(released)
-			conn, err := h.Attach(Client{Socket: w, Topics: []string{"a"}, Resume: true})
+			conn, err := h.Attach(Client{Socket: w, Interests: follow("a"), Resume: true})
 			if err != nil {
 				t.Fatal(err)
 			}
 			eventually(t, "it waits", func() bool { return w.writes.Load() == 2 })
-			p := newPeer(t, h, Client{Topics: []string{"a"}, Resume: true}, false)
+			p := newPeer(t, h, Client{Interests: follow("a"), Resume: true}, false)
 			p.expectEvents(t, expected(events, "a"))
 			p.expect(t, "ready")
 			p.hangUp()
@@ -206,7 +206,7 @@ func TestSipperIsEnded(t *testing.T) {
 			h := start(t, Config{MaxLag: 300 * time.Millisecond})
 			give(h, event(1, 0, "a", false, 200_000))
 			s := &sipper{finished: make(chan struct{})}
-			conn, err := h.Attach(Client{Socket: s, Topics: []string{"a"}, Resume: resume})
+			conn, err := h.Attach(Client{Socket: s, Interests: follow("a"), Resume: resume})
 			if err != nil {
 				t.Fatal(err)
 			}

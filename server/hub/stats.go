@@ -15,17 +15,19 @@ const (
 
 // counters are the hub's; every event that a client did not get is explained by one.
 type counters struct {
-	events      atomic.Uint64
-	deliveries  atomic.Uint64
-	bytes       atomic.Uint64
-	writes      atomic.Uint64
-	lagging     atomic.Int64
-	lagged      atomic.Uint64
-	logPages    atomic.Uint64
-	connections [wire.Formats]atomic.Int64
-	resumes     [2]atomic.Uint64
-	resets      [8]atomic.Uint64 // in the order of wire.Reasons
-	endings     [16]atomic.Uint64
+	events          atomic.Uint64
+	deliveries      atomic.Uint64
+	bytes           atomic.Uint64
+	writes          atomic.Uint64
+	lagging         atomic.Int64
+	lagged          atomic.Uint64
+	logPages        atomic.Uint64
+	snapshots       atomic.Uint64
+	snapshotClients atomic.Uint64
+	connections     [wire.Formats]atomic.Int64
+	resumes         [2]atomic.Uint64
+	resets          [8]atomic.Uint64 // in the order of wire.Reasons
+	endings         [16]atomic.Uint64
 }
 
 func (c *counters) wrote(writes, bytes int) {
@@ -62,12 +64,14 @@ type Stats struct {
 	Streams    int64
 	Lagging    int64 // connections now that have not taken all that they were given
 
-	Events     uint64 // appended
-	Deliveries uint64 // events and notices written to connections
-	Bytes      uint64 // written to connections
-	Writes     uint64 // system calls for that
-	Lagged     uint64 // how often a connection began to lag
-	LogPages   uint64 // read for clients that resumed
+	Events          uint64 // appended
+	Deliveries      uint64 // events and notices written to connections
+	Bytes           uint64 // written to connections
+	Writes          uint64 // system calls for that
+	Lagged          uint64 // how often a connection began to lag
+	LogPages        uint64 // read for clients that resumed
+	Snapshots       uint64 // read from tables
+	SnapshotClients uint64 // that were given one
 
 	ResumesFromRing uint64
 	ResumesFromLog  uint64
@@ -92,6 +96,8 @@ func (h *Hub) Stats() Stats {
 		Writes:          c.writes.Load(),
 		Lagged:          c.lagged.Load(),
 		LogPages:        c.logPages.Load(),
+		Snapshots:       c.snapshots.Load(),
+		SnapshotClients: c.snapshotClients.Load(),
 		ResumesFromRing: c.resumes[fromRing].Load(),
 		ResumesFromLog:  c.resumes[fromLog].Load(),
 		Resets:          make(map[wire.Reason]uint64, len(wire.Reasons)),

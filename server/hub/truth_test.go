@@ -114,7 +114,7 @@ func TestRewindsLeaveEveryClientWithTheTruth(t *testing.T) {
 			b := &believer{past: truth, topics: append([]string{"end"}, topicChoices[i%len(topicChoices)]...), exact: config.RingEvents > 1000}
 			random := rand.New(rand.NewPCG(seed, uint64(i)))
 			connect := func() *peer {
-				client := Client{Format: wire.Format(i % 2), Topics: b.topics}
+				client := Client{Format: wire.Format(i % 2), Interests: follow(b.topics...)}
 				if b.lastID != "" {
 					client.Resume, client.Since = true, mustParse(t, b.lastID)
 				}

@@ -65,6 +65,7 @@ func (s *shard) tick(now time.Time) {
 	s.wheel.now = (s.wheel.now + 1) % wheelSlots
 	if s.wheel.now == 0 && s == s.hub.shards[0] {
 		s.hub.pages.idle()
+		s.hub.shots.idle()
 	}
 	turn := s.wheel.slots[s.wheel.now]
 	if len(turn) == 0 {

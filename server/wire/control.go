@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"encoding/json"
 	"strconv"
 	"time"
 
@@ -16,10 +17,11 @@ const (
 	ReasonUnknown Reason = "unknown" // no such event in this log
 	ReasonLost    Reason = "lost"    // the log lost its continuity while the client was connected
 	ReasonInvalid Reason = "invalid" // what the client gave is not an event id
+	ReasonSchema  Reason = "schema"  // what was missed lacks a column that a filter needs
 )
 
 // Reasons lists them, for counters.
-var Reasons = []Reason{ReasonPruned, ReasonUnknown, ReasonLost, ReasonInvalid}
+var Reasons = []Reason{ReasonPruned, ReasonUnknown, ReasonLost, ReasonInvalid, ReasonSchema}
 
 // control opens a control message; the caller appends further members and calls finish.
 func control(dst []byte, f Format, name string, id trumpet.EventID, advances bool) ([]byte, int) {
@@ -52,6 +54,15 @@ func AppendReset(dst []byte, f Format, id trumpet.EventID, reason Reason) []byte
 	return finish(dst, f, start)
 }
 
+// AppendResetBySnapshot: your state is void, and comes anew in a snapshot. There is no id:
+// until the client has all of it there is nothing to go on from.
+func AppendResetBySnapshot(dst []byte, f Format, reason Reason) []byte {
+	dst, start := control(dst, f, "reset", trumpet.EventID{}, false)
+	dst = append(dst, `,"reason":`...)
+	dst = appendString(dst, string(reason))
+	return finish(dst, f, start)
+}
+
 // AppendStale: the worker lost Postgres; events come later.
 func AppendStale(dst []byte, f Format) []byte {
 	dst, start := control(dst, f, "stale", trumpet.EventID{}, false)
@@ -74,18 +85,51 @@ func AppendPing(dst []byte, f Format, id trumpet.EventID, at time.Time) []byte {
 	return finish(dst, f, start)
 }
 
-// AppendSubscribed: these are your topics now, complete after id.
-func AppendSubscribed(dst []byte, f Format, topics []string, id trumpet.EventID) []byte {
+// AppendSubscribed: these are your subscriptions now, complete after id. ref is the
+// client's name of what this answers, or nil.
+func AppendSubscribed(dst []byte, f Format, ref json.RawMessage, names []string, id trumpet.EventID) []byte {
 	dst, start := control(dst, f, "subscribed", trumpet.EventID{}, false)
+	dst = appendRaw(dst, `,"ref":`, ref)
 	dst = append(dst, `,"topics":[`...)
-	for i, topic := range topics {
+	for i, name := range names {
 		if i > 0 {
 			dst = append(dst, ',')
 		}
-		dst = appendString(dst, topic)
+		dst = appendString(dst, name)
 	}
 	dst = append(dst, `],"id":`...)
 	dst = appendID(dst, id)
+	return finish(dst, f, start)
+}
+
+// AppendRefused: what you asked for is not possible; your subscriptions are as they were.
+func AppendRefused(dst []byte, f Format, ref json.RawMessage, message string) []byte {
+	dst, start := control(dst, f, "refused", trumpet.EventID{}, false)
+	dst = appendRaw(dst, `,"ref":`, ref)
+	dst = append(dst, `,"message":`...)
+	dst = appendString(dst, message)
+	return finish(dst, f, start)
+}
+
+// AppendSnapshot: a page, counted from 1, of a topic's rows; more says that it is not the
+// last one. It has no id: who has only a part of a snapshot cannot go on from there.
+func AppendSnapshot(dst []byte, f Format, topic string, page int, rows []json.RawMessage, more bool) []byte {
+	dst, start := control(dst, f, "snapshot", trumpet.EventID{}, false)
+	dst = append(dst, `,"topic":`...)
+	dst = appendString(dst, topic)
+	dst = append(dst, `,"page":`...)
+	dst = strconv.AppendInt(dst, int64(page), 10)
+	dst = append(dst, `,"rows":[`...)
+	for i, row := range rows {
+		if i > 0 {
+			dst = append(dst, ',')
+		}
+		dst = append(dst, row...)
+	}
+	dst = append(dst, ']')
+	if more {
+		dst = append(dst, `,"more":true`...)
+	}
 	return finish(dst, f, start)
 }
 

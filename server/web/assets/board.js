@@ -1,36 +1,34 @@
-// The dispatch board: rows come from the application's state and from events; lanes.js
-// draws them.
+// The dispatch board: rows come in a snapshot and then change by change, over one connection;
+// lanes.js draws them.
 
 import { connect } from '../client.js';
-import {
-  announce, badge, byId, everySecond, formatAge, formatNumber, keyOf, messageOf, problemOf, say, stateLoader, workerLinks,
-} from './page.js';
+import { announce, badge, byId, everySecond, fetchState, formatAge, formatNumber, messageOf, problemOf, say, workerLinks } from './page.js';
+import { boardFilter } from './filter.js';
 import { lanes } from './lanes.js';
 
-/** @type {Map<string, any>} */ const jobs = new Map();
-/** @type {Map<any, any>} */ const customers = new Map();
+let jobs = new Map(), customers = new Map();
 const draw = lanes(byId('lanes'));
-const filter = byId('filter');
-let quiet = true, drawing = 0, application = false, known = false;
+const find = byId('find');
+let quiet = true, drawing = 0, known = false;
 
 function redraw() {
   // No frames while the page is hidden; the rows go on, and it is drawn when seen again.
   if (drawing) return;
   drawing = requestAnimationFrame(() => {
     drawing = 0;
-    const words = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
+    const words = find.value.toLowerCase().split(/\s+/).filter(Boolean);
     const wanted = (job) => {
       if (!words.length) return true;
       const customer = customers.get(job.customer_id);
       const text = `${job.title} ${job.address} ${job.technician ?? ''} ${customer?.name ?? ''} ${customer?.city ?? ''} p${job.priority} #${job.id}`.toLowerCase();
       return words.every((w) => text.includes(w));
     };
-    draw(jobs, customers, wanted, quiet);
+    draw(jobs, customers, wanted, filter.has, quiet);
     quiet = false;
     const open = [...jobs.values()].filter((j) => j.status !== 'done' && j.status !== 'cancelled').length;
     byId('summary').toggleAttribute('data-some', jobs.size > 0);
     say(byId('summary'), jobs.size ? `${formatNumber(open)} open of ${formatNumber(jobs.size)} jobs`
-      : known ? 'No jobs yet. Cards appear here as rows change.' : '');
+      : !known ? '' : filter.any ? 'No job is like that now.' : 'No jobs yet. Cards appear here as rows change.');
   });
 }
 
@@ -39,69 +37,46 @@ function notice(text) {
   say(byId('notice'), text);
 }
 
-function apply(event) {
-  if (event.topic === 'dispatch' && event.op === 'broadcast') return banner(event);
-  const rows = event.topic === 'jobs' ? jobs : event.topic === 'customers' ? customers : null;
-  if (!rows) return undefined;
-  const key = rows === jobs ? keyOf(event) : (event.key ?? event.new ?? event.old)?.id;
-  switch (event.op) {
-    case 'insert':
-      rows.set(key, event.new);
-      break;
-    case 'update':
-      // A changed key: the old one is among the former values.
-      if (event.old && 'id' in event.old) rows.delete(rows === jobs ? JSON.stringify({ id: event.old.id }) : event.old.id);
-      rows.set(key, event.new);
-      break;
-    case 'delete':
-      rows.delete(key);
-      break;
-    case 'truncate':
-      rows.clear();
-      break;
-    case 'bulk':
-      if (application) state.load();
-      else notice(`One ${event.statement} touched ${formatNumber(event.rows ?? 0)} rows of ${event.topic} at once; cards may be out of date until their rows change again.`);
-      break;
-  }
-  return redraw();
+/** A topic's rows, as they are now: from the snapshot and every transaction after it. */
+function rowsOf(topic, rows) {
+  if (topic === 'jobs') jobs = new Map(rows.map((job) => [String(job.id), job]));
+  else if (topic === 'customers') customers = new Map(rows.map((c) => [c.id, c]));
+  known = true;
+  redraw();
 }
 
-const state = stateLoader((now, meanwhile) => {
-  if (now) {
-    application = true;
-    quiet = true;
-    jobs.clear();
-    customers.clear();
-    for (const c of now.customers ?? []) customers.set(c.id, c);
-    for (const j of now.jobs ?? []) jobs.set(JSON.stringify({ id: j.id }), j);
-    workerLinks(now.workers, now.worker);
-    drawSimulator(now.simulator);
-    notice('');
-  }
-  known = true;
-  for (const event of meanwhile) apply(event);
+const filter = boardFilter(async () => {
+  const next = filter.subscription;
+  if (next === shown) return;
+  connection.unsubscribe(shown);
+  shown = next;
+  quiet = true;
   redraw();
+  try {
+    await connection.subscribe(next, { snapshot: true });
+    notice('');
+  } catch (error) {
+    if (next === shown) notice(`The worker does not give these jobs: ${error.message}`);
+  }
 });
+let shown = filter.subscription;
 
 const status = badge();
 const connection = connect({
   url: '/ws/dispatch',
-  topics: ['jobs', 'customers', 'dispatch'],
-  onEvent: (event) => event.op === 'broadcast' ? apply(event) : state.hold(event) || apply(event),
-  onReady: (ready) => ready.resumed || state.load(),
-  onReset: () => {
-    // What was drawn may be wrong now; without an application side, begin anew.
-    if (!application) {
-      jobs.clear();
-      customers.clear();
-      redraw();
-    }
-    state.load();
-  },
+  topics: [shown, 'customers', 'dispatch'],
+  snapshot: true,
+  onSnapshot: () => { quiet = true; },
+  onRows: rowsOf,
+  onEvent: (event) => event.topic === 'dispatch' && event.op === 'broadcast' && banner(event),
   onState: status.onState,
 });
 status.follow(connection);
+fetchState().then((demo) => {
+  if (!demo) return;
+  workerLinks(demo.workers, demo.worker);
+  drawSimulator(demo.simulator);
+}).catch(() => {});
 
 // The banner.
 let bannerSince = 0;
@@ -170,7 +145,7 @@ simulator.addEventListener('click', async () => {
   else notice('The simulator did not answer.');
 });
 
-filter.addEventListener('input', () => {
+find.addEventListener('input', () => {
   quiet = true;
   redraw();
 });

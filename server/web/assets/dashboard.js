@@ -1,43 +1,63 @@
-// The dashboard: totals counted from events, over SSE. Where the application gives its
-// rows they are the baseline; live queries will make both unnecessary.
+// The dashboard: results of live queries, over SSE. It asks for nothing. The newest results
+// come on connecting, and each is replaced by the next when something has changed.
 
 import { connect } from '../client.js';
-import {
-  announce, badge, byId, el, everySecond, formatAge, formatClock, formatNumber, formatPrice, keyOf, messageOf, say,
-  stateLoader, svg, toCents, workerLinks,
-} from './page.js';
+import { announce, badge, byId, el, everySecond, formatAge, formatClock, formatNumber, formatPrice, say, svg, toCents } from './page.js';
 import { dial, LANES } from './lanes.js';
+import { barChart } from './chart.js';
 
 const WINDOW = 5 * 60_000; // what a sparkline shows
-const FEED = 14; // rows; the sheet keeps their place free
+const DAYS = 14; // what the chart shows
+
+/** How old a value is, and whether it may be out of date: `root` says both. */
+function ageOf(root, text) {
+  let at = 0, error = '';
+  const draw = () => {
+    const old = error || outOfTouch;
+    root.toggleAttribute('data-stale', Boolean(at && old));
+    const age = formatAge(Date.now() - at);
+    say(text, !at ? error && `no value: ${error}` : `${old ? 'stale, ' : ''}${age === 'now' ? 'just now' : `${age} ago`}`);
+    text.title = !at ? '' : `${old ? `May be out of date: ${old}. ` : ''}Changed at ${new Date(at).toLocaleTimeString('en-GB')}`;
+  };
+  everySecond(draw);
+  return {
+    draw,
+    changed(time) { at = time; },
+    stale(why) { error = why; },
+  };
+}
+let outOfTouch = ''; // why no news may come
+const ages = [];
 
 /** One big number with a sparkline. */
 function figure(name, title, format) {
-  const age = el('span.figure-age');
-  const value = el('p.figure-value', {}, '–');
+  const age = el('span.age');
+  const value = el('data.figure-value', {}, '–');
   const delta = el('p.figure-delta');
   const area = svg('path', { class: 'spark-area' });
   const line = svg('path', { class: 'spark-line' });
   const dot = svg('circle', { class: 'spark-dot', r: 4 });
   const chart = svg('svg', { class: 'spark', 'aria-hidden': 'true' }, area, line, dot);
-  byId('figures').append(el('section.figure', { 'data-figure': name, 'aria-labelledby': `figure-${name}` },
-    el('div.figure-head', {}, el('h2', { id: `figure-${name}` }, title), age), value, delta, chart));
+  const root = el('section.figure', { 'data-figure': name, 'aria-labelledby': `figure-${name}` },
+    el('div.figure-head', {}, el('h2', { id: `figure-${name}` }, title), age), value, delta, chart);
+  byId('figures').append(root);
+  const old = ageOf(root, age);
+  ages.push(old);
 
-  let now = 0, start = 0, changed = 0;
+  let now, start, since = 0;
   /** @type {{t: number, v: number}[]} */ let points = [];
 
   const draw = () => {
     const t = Date.now();
     // Keep one point from before the window, so that the line begins at its left edge.
     while (points.length > 1 && points[1].t < t - WINDOW) points.shift();
-    say(age, changed ? `changed ${formatAge(t - changed) === 'now' ? 'just now' : `${formatAge(t - changed)} ago`}` : 'no change yet');
     const { width, height } = chart.getBoundingClientRect();
     if (!width || !points.length) return;
     const from = Math.max(t - WINDOW, points[0].t), span = Math.max(t - from, 1000);
     const all = points.map((p) => p.v);
     const low = Math.min(...all), high = Math.max(...all);
     // One job more among a hundred is a small step, and should look like one.
-    const range = Math.max(high - low, baseline ? Math.abs(high) * 0.03 : 0);
+    const range = Math.max(high - low, Math.abs(high) * 0.03);
     const right = width - 14, top = 10, bottom = height - 12;
     const x = (at) => (right * (Math.max(at, from) - from)) / span;
     const y = (v) => (range ? bottom - ((v - low) / range) * (bottom - top) : bottom);
@@ -53,213 +73,154 @@ function figure(name, title, format) {
   everySecond(draw);
 
   return {
-    /** Begin anew from a total. */
-    reset(total) {
-      now = start = total;
-      points = [{ t: Date.now(), v: total }];
-      this.show();
-    },
-    set(total) {
-      if (total === now) return;
-      now = total;
-      changed = Date.now();
-      points.push({ t: changed, v: total });
-      this.show();
-    },
-    get value() { return now; },
-    show() {
-      const d = now - start;
-      // Without a baseline the number itself is the change.
-      say(value, baseline ? format(now) : `${now > 0 ? '+' : now < 0 ? '−' : ''}${format(Math.abs(now))}`);
-      say(delta, baseline ? (d ? `${d > 0 ? '+' : '−'}${format(Math.abs(d))} since ${formatClock(since)}` : `unchanged since ${formatClock(since)}`)
-        : `change since ${formatClock(since)}`);
-      draw();
+    stale: old.stale,
+    set(next, at) {
+      if (next === now) return old.draw();
+      now = next;
+      old.changed(at);
+      if (start === undefined) [start, since] = [next, Date.now()];
+      points.push({ t: points.length ? at : Math.min(at, Date.now()), v: next });
+      value.value = String(next);
+      say(value, format(next));
+      const d = toCents(next) - toCents(start);
+      say(delta, d ? `${d > 0 ? '+' : '−'}${format(Math.abs(d) / 100)} since ${formatClock(since)}` : `unchanged since ${formatClock(since)}`);
+      old.draw();
+      return draw();
     },
   };
 }
 
-let baseline = false, since = new Date(), uncounted = 0;
-const rows = { jobs: new Map(), customers: new Map() };
-const byStatus = new Map();
+const money = (amount) => formatPrice(toCents(amount), 0);
 const figures = {
-  jobs: figure('jobs', 'Jobs', formatNumber),
+  revenue_today: figure('revenue_today', 'Revenue today', money),
+  open_jobs: figure('open_jobs', 'Open jobs', formatNumber),
   customers: figure('customers', 'Customers', formatNumber),
-  revenue: figure('revenue', 'Revenue, done jobs', (cents) => formatPrice(cents, 0)),
+  invoices_today: figure('invoices_today', 'Invoices today', formatNumber),
 };
 
-const worth = (job) => (job?.status === 'done' ? toCents(job.price) : 0);
-
-/** Puts a row in the place of another: all totals are made here. */
-function replace(topic, before, after) {
-  const n = (after ? 1 : 0) - (before ? 1 : 0);
-  if (topic === 'customers') {
-    figures.customers.set(figures.customers.value + n);
-    return;
-  }
-  if (before) byStatus.set(before.status, (byStatus.get(before.status) ?? 0) - 1);
-  if (after) byStatus.set(after.status, (byStatus.get(after.status) ?? 0) + 1);
-  figures.jobs.set(figures.jobs.value + n);
-  figures.revenue.set(figures.revenue.value + worth(after) - worth(before));
+/** A panel's age and mark. */
+function panel(id) {
+  const root = byId(id);
+  const old = ageOf(root, root.querySelector('.age'));
+  ages.push(old);
+  return old;
 }
 
-function count(event) {
-  const known = rows[event.topic];
-  if (!known) return;
-  const key = keyOf(event);
-  if (event.op === 'truncate') {
-    known.clear();
-    const emptied = event.topic === 'jobs' ? [figures.jobs, figures.revenue] : [figures.customers];
-    if (event.topic === 'jobs') byStatus.clear();
-    for (const f of emptied) baseline ? f.set(0) : f.reset(0);
-    return;
-  }
-  if (event.op === 'bulk') {
-    if (baseline) state.load();
-    else {
-      uncounted += event.rows ?? 0;
-      drawBasis();
-    }
-    return;
-  }
-  // The row before: as this page knows it, else, without a baseline, as the event tells it.
-  const before = known.get(key) ?? (baseline || event.op === 'insert' ? undefined
-    : event.op === 'delete' ? event.old : { ...event.new, ...event.old });
-  const after = event.op === 'delete' ? undefined : event.new;
-  replace(event.topic, before, after);
-  if (after) known.set(key, after);
-  else known.delete(key);
-}
-
-function drawBasis() {
-  const at = formatClock(since);
-  say(byId('basis'), baseline
-    ? `Totals from the application at ${at}, counted from events since; totals come with live queries.`
-    : `Counted from events since ${at}; totals come with live queries.`);
-  say(byId('flow-title'), baseline ? 'Where the jobs stand' : 'How the jobs moved');
-  byId('notice').hidden = !uncounted;
-  say(byId('notice'), uncounted ? `Bulk statements touched ${formatNumber(uncounted)} rows that are not counted here.` : '');
-}
-
-// Where the jobs stand.
+// Jobs by status.
+const jobs = panel('jobs');
 const flow = LANES.map((lane) => {
   const bar = el('div.flow-bar');
-  const n = el('span.flow-count', {}, '–');
-  byId('flow').append(el('div.flow-row', { 'data-status': lane.status },
-    el('span.flow-name', {}, dial(lane.share), lane.title), el('div.flow-track', {}, bar), n));
+  const n = el('data.flow-count', {}, '–');
+  byId('flow').append(el('li.flow-row', { 'data-status': lane.status },
+    el('span.flow-name', {}, dial(lane.share), lane.title), el('div.flow-track', { 'aria-hidden': 'true' }, bar), n));
   return { ...lane, bar, n };
 });
-function drawFlow() {
-  const most = Math.max(1, ...flow.map((f) => Math.abs(byStatus.get(f.status) ?? 0)));
+function drawFlow(rows) {
+  const counts = new Map(rows.map((row) => [row.status, Number(row.jobs)]));
+  const most = Math.max(1, ...counts.values());
   for (const f of flow) {
-    const n = byStatus.get(f.status) ?? 0;
-    f.bar.style.transform = `scaleX(${Math.max(0, n) / most})`;
-    say(f.n, baseline || n <= 0 ? formatNumber(n).replace('-', '−') : `+${formatNumber(n)}`);
+    const n = counts.get(f.status) ?? 0;
+    f.bar.style.transform = `scaleX(${n / most})`;
+    f.n.value = String(n);
+    say(f.n, formatNumber(n));
   }
 }
 
-// The pace: events in bars of five seconds, over the same window as the sparklines.
-const STEP = 5000, BARS = WINDOW / STEP;
-/** @type {Map<number, number>} */ const pace = new Map();
-function drawPace() {
-  const root = byId('pace'), { width, height } = root.getBoundingClientRect();
-  if (!width) return;
-  const current = Math.floor(Date.now() / STEP), each = width / BARS;
-  for (const at of pace.keys()) if (at <= current - BARS) pace.delete(at);
-  const most = Math.max(4, ...pace.values());
-  const bars = [...pace].map(([at, n]) => svg('rect', {
-    x: ((at - current + BARS - 1) * each).toFixed(1), width: Math.max(1, each - 1.5).toFixed(1), rx: 1.5,
-    y: (height - (n / most) * height).toFixed(1), height: ((n / most) * height).toFixed(1),
-  }));
-  root.replaceChildren(svg('line', { x1: 0, x2: width, y1: height, y2: height }), ...bars);
-  const total = [...pace.values()].reduce((a, b) => a + b, 0);
-  say(byId('pace-note'), `${formatNumber(total)} ${total === 1 ? 'event' : 'events'} in the last 5 minutes`);
-}
-new ResizeObserver(drawPace).observe(byId('pace'));
-everySecond(drawPace);
-
-// The feed.
-let fed = 0;
-function describe(event) {
-  const row = event.new ?? event.old ?? {};
-  if (event.op === 'broadcast') return ['', messageOf(event.data)];
-  if (event.op === 'bulk') return [event.topic, `${event.statement} of ${formatNumber(event.rows ?? 0)} rows`];
-  if (event.op === 'truncate') return [event.topic, 'emptied'];
-  const name = row.title ?? row.name ?? JSON.stringify(event.key);
-  const title = (s) => LANES.find((l) => l.status === s)?.title ?? s;
-  if (event.topic === 'jobs' && event.op === 'update' && event.old && 'status' in event.old) {
-    return [name, `${title(event.old.status)} → ${title(row.status)}`];
+// Revenue by day, in UTC's days as the table has them: the last two weeks that have one.
+const days = panel('days');
+const chart = barChart(byId('chart'));
+const weekday = new Intl.DateTimeFormat('en-GB', { weekday: 'short', timeZone: 'UTC' });
+const date = new Intl.DateTimeFormat('en-GB', { weekday: 'long', day: 'numeric', month: 'long', timeZone: 'UTC' });
+function drawDays(rows) {
+  const byDay = new Map(rows.map((row) => [row.issued_on, row]));
+  const last = rows.reduce((a, row) => (row.issued_on > a ? row.issued_on : a), '');
+  const shown = [];
+  // A day without an invoice has no row, and a place in the chart.
+  for (let back = DAYS - 1; last && back >= 0; back--) {
+    const day = new Date(Date.parse(last) - back * 864e5);
+    const row = byDay.get(day.toISOString().slice(0, 10));
+    shown.push({ day, value: Number(row?.revenue ?? 0), invoices: Number(row?.invoices ?? 0) });
   }
-  if (event.op === 'update') return [name, Object.keys(event.old ?? {}).filter((k) => k !== 'updated_at').join(', ')];
-  return [name, event.topic === 'jobs' ? title(row.status) : row.city ?? event.topic];
-}
-function feed(event) {
-  const list = byId('feed');
-  if (!fed++) list.replaceChildren();
-  const [what, more] = describe(event);
-  const at = new Date(event.at ?? Date.now());
-  const text = el('span.feed-what', {}, what ? el('b', {}, String(what)) : null, what && more ? ' ' : null, more ? el('span', {}, String(more)) : null);
-  text.title = text.textContent;
-  list.prepend(el('li', {}, el('time', { datetime: at.toISOString() }, at.toLocaleTimeString('en-GB')),
-    el('span.op', { 'data-op': event.op }, event.op), text));
-  while (list.children.length > FEED) list.lastElementChild.remove();
+  chart(shown.map(({ day, value }, i) => ({
+    value, label: weekday.format(day), note: String(day.getUTCDate()), text: formatPrice(toCents(value), 0), last: i === shown.length - 1,
+    title: `${date.format(day)}: ${formatPrice(toCents(value))}`,
+  })));
+  byId('days-rows').replaceChildren(...shown.map(({ day, value, invoices }) => el('tr', {},
+    el('th', { scope: 'row' }, date.format(day)), el('td', {}, el('data', { value: String(value), 'data-day': day.toISOString().slice(0, 10) }, formatPrice(toCents(value)))),
+    el('td', {}, String(invoices)))));
 }
 
-function begin() {
-  since = new Date();
-  uncounted = 0;
-  rows.jobs.clear();
-  rows.customers.clear();
-  byStatus.clear();
-  for (const f of Object.values(figures)) f.reset(0);
+// Each topic, and what its result moves.
+const topics = {
+  stats: {
+    parts: Object.values(figures),
+    draw([row], at) {
+      for (const [name, f] of Object.entries(figures)) if (row?.[name] !== undefined) f.set(Number(row[name]), at);
+    },
+  },
+  jobs_by_status: {
+    parts: [jobs],
+    draw(rows, at) {
+      drawFlow(rows);
+      jobs.changed(at);
+    },
+  },
+  revenue_by_day: {
+    parts: [days],
+    draw(rows, at) {
+      drawDays(rows);
+      days.changed(at);
+    },
+  },
+};
+/** @type {Map<string, string>} topics that came, and why a value is stale */
+const known = new Map(), drawn = new Set();
+
+function notice() {
+  const missing = Object.keys(topics).filter((t) => !known.has(t));
+  const stale = [...known].filter(([, error]) => error);
+  const text = [
+    missing.length && `No live query is called ${missing.join(' or ')} here. Name one with trumpet.live_query, and it appears.`,
+    ...stale.map(([topic, error]) => `${topic} is stale: ${error}.`),
+  ].filter(Boolean).join(' ');
+  byId('notice').hidden = !text;
+  say(byId('notice'), text);
 }
 
-const state = stateLoader((now, meanwhile) => {
-  if (now) {
-    baseline = true;
-    begin();
-    let revenue = 0;
-    for (const c of now.customers ?? []) rows.customers.set(JSON.stringify({ id: c.id }), c);
-    for (const j of now.jobs ?? []) {
-      rows.jobs.set(JSON.stringify({ id: j.id }), j);
-      byStatus.set(j.status, (byStatus.get(j.status) ?? 0) + 1);
-      revenue += worth(j);
-    }
-    figures.jobs.reset(rows.jobs.size);
-    figures.customers.reset(rows.customers.size);
-    figures.revenue.reset(revenue);
-    workerLinks(now.workers, now.worker);
+function take(event) {
+  const topic = topics[event.topic];
+  if (!topic || event.op !== 'result') return;
+  const error = event.stale ? event.error || 'it could not be brought up to date' : '';
+  if (error && known.get(event.topic) !== error) announce(`${event.topic} is stale: ${error}`);
+  else if (!error && known.get(event.topic)) announce(`${event.topic} is up to date again`);
+  known.set(event.topic, error);
+  for (const part of topic.parts) part.stale(error);
+  // A value that became stale is as old as it was.
+  const at = Math.min(Date.parse(event.at) || Date.now(), Date.now());
+  if (event.data && !(error && drawn.has(event.topic))) {
+    drawn.add(event.topic);
+    topic.draw(event.data, at);
   }
-  for (const event of meanwhile) count(event);
-  drawBasis();
-  drawFlow();
-});
+  for (const age of ages) age.draw();
+}
 
 const status = badge();
+let ready = false;
 status.follow(connect({
   transport: 'sse',
-  topics: ['jobs', 'customers', 'dispatch'],
+  topics: Object.keys(topics),
   onEvent(event) {
-    const at = Math.floor(Date.now() / STEP);
-    pace.set(at, (pace.get(at) ?? 0) + 1);
-    feed(event);
-    if (event.op === 'broadcast') {
-      if (event.topic === 'dispatch') announce(`Broadcast: ${messageOf(event.data)}`);
-    } else if (!state.hold(event)) {
-      count(event);
-      drawFlow();
-    }
+    take(event);
+    if (ready) notice();
   },
-  onReady(ready) {
-    if (ready.resumed) return;
-    if (!baseline) {
-      begin();
-      drawBasis();
-      drawFlow();
-    }
-    state.load();
+  onReady() {
+    ready = true;
+    say(byId('basis'), 'Every number comes by itself when it changes; nothing is asked for.');
+    notice();
   },
-  onReset() {
-    announce('Some events are missing; counting begins anew');
+  onState(state, info) {
+    outOfTouch = state === 'live' ? '' : state === 'stale' ? 'the worker has lost Postgres' : 'there is no connection';
+    for (const age of ages) age.draw();
+    status.onState(state, info);
   },
-  onState: status.onState,
 }));

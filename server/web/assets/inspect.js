@@ -73,7 +73,7 @@ let paused = false, drawing = 0, total = 0, lastSecond = 0;
 function row(event) {
   const json = JSON.stringify(event.data ?? (event.new || event.old
     ? { ...(event.new && { new: event.new }), ...(event.old && { old: event.old }) }
-    : { statement: event.statement, rows: event.rows }));
+    : event.error ? { error: event.error } : { statement: event.statement, rows: event.rows }));
   const at = new Date(event.at);
   return el('tr', {},
     el('td.mono', {}, Number.isNaN(at.getTime()) ? '–' : formatClockSeconds(at)),
@@ -117,7 +117,8 @@ byId('clear').addEventListener('click', () => {
 });
 
 const status = badge();
-const topicsOf = (text) => [...new Set(text.split(',').map((t) => t.trim()).filter(Boolean))];
+// A filter may have commas too, between brackets.
+const topicsOf = (text) => [...new Set(text.split(/,(?![^()]*\))/).map((t) => t.trim()).filter(Boolean))];
 let topics = topicsOf(byId('topic-list').value);
 const connection = connect({
   topics,

@@ -167,9 +167,10 @@ export function lanes(root) {
    * @param {Map<string, any>} jobs
    * @param {Map<any, any>} customers
    * @param {(job: any) => boolean} wanted
+   * @param {(status: string) => boolean} has whether there is a lane for this status
    * @param {boolean} quiet draw without animation: the first time, after a reset
    */
-  return function draw(jobs, customers, wanted, quiet) {
+  return function draw(jobs, customers, wanted, has, quiet) {
     const animate = !quiet && !still.matches && !document.hidden;
     const before = new Map();
     if (animate) for (const [key, { item, status }] of cards) before.set(key, { rect: item.getBoundingClientRect(), status });
@@ -182,6 +183,7 @@ export function lanes(root) {
     const moved = [];
     for (const column of columns) {
       const here = lanesNow.get(column.status);
+      column.section.hidden = column.sign.parentElement.hidden = !has(column.status);
       const order = column.share === 1 || column.share < 0 ? byChange : byDue;
       here.sort((a, b) => order(a[1], b[1]));
       say(column.count, String(here.length));

@@ -79,9 +79,6 @@ export function messageOf(data) {
   return JSON.stringify(data) ?? '';
 }
 
-/** The key of a row as one string. */
-export const keyOf = (event) => JSON.stringify(event.key ?? {});
-
 /**
  * Runs f once a second while the page can be seen.
  * @param {() => void} f
@@ -162,51 +159,12 @@ export function badge() {
   };
 }
 
-/** The demo's application side, or null where there is none. */
+/** What the demo says of itself: its simulator and workers. Null where there is none. */
 export async function fetchState() {
   const answer = await fetch('/demo/state', { headers: { accept: 'application/json' }, cache: 'no-store' });
   if (answer.status === 404) return null;
   if (!answer.ok) throw new Error(`GET /demo/state: ${answer.status}`);
   return answer.json();
-}
-
-/**
- * Keeps a page's rows right across resets: fetches the state, once at a time, and gives
- * it to `apply` together with the events that came meanwhile. The state is null where there
- * is no application side, and undefined when it could not be had yet.
- * @param {(state: any, meanwhile: any[]) => void} apply
- */
-export function stateLoader(apply) {
-  let running = false, again = false, waitingEvents = [], timer = 0;
-  const load = async () => {
-    if (running) {
-      again = true;
-      return;
-    }
-    running = true;
-    waitingEvents = [];
-    clearTimeout(timer);
-    try {
-      do {
-        again = false;
-        const state = await fetchState();
-        if (!again) apply(state, waitingEvents);
-      } while (again);
-    } catch {
-      apply(undefined, waitingEvents);
-      timer = setTimeout(load, 2000 + Math.random() * 2000);
-    } finally {
-      running = false;
-    }
-  };
-  return {
-    load,
-    /** True if the event was put aside until the state is there. */
-    hold(event) {
-      if (running) waitingEvents.push(event);
-      return running;
-    },
-  };
 }
 
 /** Links to the same page on the other workers. */

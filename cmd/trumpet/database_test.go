@@ -37,22 +37,14 @@ func TestSchemaCommands(t *testing.T) {
 		code       int
 		out, error string
 	}{
-<<<<<<< HEAD
-		{args: []string{"migrate", "status"}, out: "0003 snapshot  no; run: trumpet migrate up"},
-=======
 		{args: []string{"migrate", "status"}, out: "0001 log       no; run: trumpet migrate up"},
->>>>>>> a45f016bc0d8834b730655f74f08fc46b94fcbac
 		{args: []string{"watch", "jobs"}, code: 1, error: "it has no schema trumpet; run: trumpet migrate up"},
 		{args: []string{"broadcast", "dispatch", "{}"}, code: 1, error: "it has no schema trumpet; run: trumpet migrate up"},
 		{args: []string{"tail"}, code: 1, error: "it has no schema trumpet; run: trumpet migrate up"},
 		{args: []string{"migrate", "up"}, out: "applied 0001 log"},
 		{args: []string{"migrate", "up"}, out: "nothing to do"},
 		{args: []string{"migrate", "up", "--role", "no one"}, code: 1, error: `role "no one" does not exist`},
-<<<<<<< HEAD
-		{args: []string{"migrate", "status"}, out: "0003 snapshot  20"},
-=======
 		{args: []string{"migrate", "status"}, out: "0001 log       20"},
->>>>>>> a45f016bc0d8834b730655f74f08fc46b94fcbac
 		{args: []string{"watch", "jobs"}, out: "topic jobs\n"},
 		{args: []string{"watch", `"Odd Jobs"`, "--topic", "odd"}, out: "topic odd\n"},
 		{args: []string{"watch", "letters"}, code: 1, error: "public.letters has no primary key\n  Name the columns"},

@@ -162,7 +162,7 @@ func (b *bench) trials(ctx context.Context, a aggregates, rows int) (trials []tr
 				return err
 			}
 			t.delay = quantiles(clients.delays(commits), 0.5, 0.99)
-			if err := b.verify(ctx, clients.watchers[0].last[way.topic], paymentQuery); err != nil {
+			if err := b.verify(ctx, clients.watchers[0].newest(way.topic), paymentQuery); err != nil {
 				return err
 			}
 			_, err = b.conn.Exec(ctx, "select trumpet.drop_live_query($1)", way.topic)

@@ -22,6 +22,8 @@ const (
 	cutPoolSize = maxCuts + 1
 	// cutTimeout bounds the making of a cut, in which a backlog may have to be sequenced first.
 	cutTimeout = 30 * time.Second
+	// cutLockTimeout bounds the waiting for a table that is being altered: others wait behind.
+	cutLockTimeout = 3 * time.Second
 	// cutIdleTimeout ends a reading session that asks nothing: as long as its snapshot is held,
 	// autovacuum removes nothing that it sees.
 	cutIdleTimeout = 10 * time.Second
@@ -64,76 +66,96 @@ func take(ctx context.Context, slots chan struct{}) (release func(), err error) 
 //
 // One thing is not as the snapshot has it: a table that is truncated, or rewritten by ALTER TABLE,
 // between the snapshot and the reading looks empty (PostgreSQL manual, 13.6). Then read is called
-// again, with another cut.
+// again, with another cut, before which the table was locked.
 func (b *Bus) Cut(ctx context.Context, read func(ctx context.Context, tx pgx.Tx, at trumpet.EventID) error) error {
 	done, err := take(ctx, b.cuts.reading)
 	if err != nil {
 		return fmt.Errorf("cut: %w", err)
 	}
 	defer done()
+	var rewritten []string
 	for range maxRewritten {
-		if err = b.cut(ctx, read); !errors.Is(err, errRewritten) {
+		var found []string
+		if found, err = b.cut(ctx, rewritten, read); !errors.Is(err, errRewritten) {
 			return err
 		}
+		rewritten = append(rewritten, found...)
 	}
 	return err
 }
 
-// errRewritten is a cut in which a table looked empty. maxRewritten is how often that may happen.
-var errRewritten = errors.New("a table is being rewritten again and again")
+// errRewritten is a cut in which tables looked empty. maxRewritten is how often that may happen.
+var errRewritten = errors.New("other tables are being rewritten again and again")
 
 const maxRewritten = 3
 
-func (b *Bus) cut(ctx context.Context, read func(ctx context.Context, tx pgx.Tx, at trumpet.EventID) error) error {
+// cut makes a cut and reads. Tables that are to be locked first, so that nobody rewrites them in
+// between, are named as SQL does. With errRewritten it returns those that were rewritten
+// and can be locked.
+func (b *Bus) cut(ctx context.Context, lock []string, read func(ctx context.Context, tx pgx.Tx, at trumpet.EventID) error) (rewritten []string, err error) {
 	pool := b.cutPool.Load()
 	if pool == nil {
-		return fmt.Errorf("cut: %w", errNotRunning)
+		return nil, fmt.Errorf("cut: %w", errNotRunning)
 	}
 	reader, err := pool.Acquire(ctx)
 	if err != nil {
-		return fmt.Errorf("cut: %w", err)
+		return nil, fmt.Errorf("cut: %w", err)
 	}
 	defer reader.Release()
-	tx, at, err := b.makeCut(ctx, pool, reader)
+	begin := fmt.Sprintf("begin isolation level repeatable read, read only; set local lock_timeout = %d; set local idle_in_transaction_session_timeout = %d",
+		cutLockTimeout.Milliseconds(), cutIdleTimeout.Milliseconds())
+	for _, table := range lock {
+		begin += "; lock table " + table + " in access share mode"
+	}
+	tx, err := reader.BeginTx(ctx, pgx.TxOptions{BeginQuery: begin})
 	if err != nil {
-		return fmt.Errorf("cut: %w", err)
+		return nil, fmt.Errorf("cut: begin: %w", err)
 	}
 	defer rollback(ctx, tx) // it wrote nothing, and changed settings only for itself
+	at, err := b.makeCut(ctx, pool, tx)
+	if err != nil {
+		return nil, fmt.Errorf("cut: %w", err)
+	}
 	if err := read(ctx, tx, at); err != nil {
-		return err
+		return nil, err
 	}
-	// What was read is locked now. The query sees pg_class as the snapshot does, the function as it is.
-	var rewritten bool
+	// What was read is locked now. The query sees pg_class as the snapshot does, the functions as it
+	// is. A partition cannot be locked with the rights on the whole table, nor any with those on columns.
+	var count int
 	if err := tx.QueryRow(ctx, `
-		select exists (
-		  select from pg_catalog.pg_locks l join pg_catalog.pg_class c on c.oid = l.relation
-		   where l.pid = pg_catalog.pg_backend_pid() and l.locktype = 'relation' and c.relkind in ('r', 'm')
-		     and c.relfilenode <> 0 and c.relfilenode <> pg_catalog.pg_relation_filenode(c.oid))`).Scan(&rewritten); err != nil {
-		return fmt.Errorf("cut: look for rewritten tables: %w", err)
+		select count(*), coalesce(array_agg(distinct pg_catalog.format('%I.%I', n.nspname, whole.relname))
+		                            filter (where pg_catalog.has_table_privilege(session_user, whole.oid, 'select')), '{}')
+		  from pg_catalog.pg_locks l
+		  join pg_catalog.pg_class c on c.oid = l.relation
+		  join pg_catalog.pg_class whole on whole.oid = coalesce(pg_catalog.pg_partition_root(c.oid), c.oid)
+		  join pg_catalog.pg_namespace n on n.oid = whole.relnamespace
+		 where l.pid = pg_catalog.pg_backend_pid() and l.locktype = 'relation' and c.relkind in ('r', 'm')
+		   and c.relfilenode <> 0 and c.relfilenode <> pg_catalog.pg_relation_filenode(c.oid)`).Scan(&count, &rewritten); err != nil {
+		return nil, fmt.Errorf("cut: look for rewritten tables: %w", err)
 	}
-	if rewritten {
-		return errRewritten
+	if count > 0 {
+		return rewritten, errRewritten
 	}
-	return nil
+	return nil, nil
 }
 
-// makeCut makes a cut and begins the transaction that reads in it.
-func (b *Bus) makeCut(ctx context.Context, pool *pgxpool.Pool, reader *pgxpool.Conn) (_ pgx.Tx, at trumpet.EventID, err error) {
+// makeCut makes a cut, and what the transaction sees.
+func (b *Bus) makeCut(ctx context.Context, pool *pgxpool.Pool, tx pgx.Tx) (at trumpet.EventID, err error) {
 	ctx, cancel := context.WithTimeout(ctx, cutTimeout)
 	defer cancel()
 	done, err := take(ctx, b.cuts.making)
 	if err != nil {
-		return nil, trumpet.EventID{}, err
+		return trumpet.EventID{}, err
 	}
 	defer done()
 	maker, err := pool.Acquire(ctx)
 	if err != nil {
-		return nil, trumpet.EventID{}, err
+		return trumpet.EventID{}, err
 	}
 	defer maker.Release()
 	step, err := maker.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.ReadCommitted, AccessMode: pgx.ReadWrite})
 	if err != nil {
-		return nil, trumpet.EventID{}, fmt.Errorf("begin: %w", err)
+		return trumpet.EventID{}, fmt.Errorf("begin: %w", err)
 	}
 	defer rollback(ctx, step)
 	var (
@@ -142,21 +164,17 @@ func (b *Bus) makeCut(ctx context.Context, pool *pgxpool.Pool, reader *pgxpool.C
 	)
 	row := step.QueryRow(ctx, "select position, last_ordinal, tag, snapshot from trumpet.cut()")
 	if err := row.Scan(&at.Position, &at.Ordinal, &tag, &snapshot); err != nil {
-		return nil, trumpet.EventID{}, fmt.Errorf("sequence: %w", err)
+		return trumpet.EventID{}, fmt.Errorf("sequence: %w", err)
 	}
 	at.Tag = uint32(tag)
-	// One round trip: until the commit nobody else sequences.
-	tx, err := reader.BeginTx(ctx, pgx.TxOptions{BeginQuery: fmt.Sprintf(
-		"begin isolation level repeatable read, read only; set transaction snapshot '%s'; set local idle_in_transaction_session_timeout = %d",
-		snapshot, cutIdleTimeout.Milliseconds())})
-	if err != nil {
-		return nil, trumpet.EventID{}, fmt.Errorf("import snapshot: %w", err)
+	// Until the commit nobody else sequences.
+	if _, err := tx.Exec(ctx, "set transaction snapshot '"+snapshot+"'"); err != nil {
+		return trumpet.EventID{}, fmt.Errorf("import snapshot: %w", err)
 	}
 	if err := step.Commit(ctx); err != nil {
-		rollback(ctx, tx)
-		return nil, trumpet.EventID{}, fmt.Errorf("commit: %w", err)
+		return trumpet.EventID{}, fmt.Errorf("commit: %w", err)
 	}
-	return tx, at, nil
+	return at, nil
 }
 
 // rollback ends a transaction, whether its context is still good or not, within the time that a

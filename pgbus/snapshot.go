@@ -18,8 +18,6 @@ import (
 const (
 	// snapshotTimeout bounds the reading of one table.
 	snapshotTimeout = 15 * time.Second
-	// snapshotLockTimeout bounds the waiting for a table that is being altered: others wait behind.
-	snapshotLockTimeout = 3 * time.Second
 	// snapshotPageRows and snapshotPageBytes end a page.
 	snapshotPageRows  = 500
 	snapshotPageBytes = 256 << 10
@@ -31,7 +29,7 @@ const (
 var asCaptured = fmt.Sprintf(`set local search_path = pg_catalog, pg_temp; set local timezone = 'UTC';
 	set local intervalstyle = 'postgres'; set local datestyle = 'ISO, MDY'; set local bytea_output = 'hex';
 	set local extra_float_digits = 1; set local row_security = off; set local jit = off;
-	set local statement_timeout = %d; set local lock_timeout = %d`, snapshotTimeout.Milliseconds(), snapshotLockTimeout.Milliseconds())
+	set local statement_timeout = %d`, snapshotTimeout.Milliseconds())
 
 // ReadSnapshot reads rows of watched tables, all in one cut, with the place in the log that they are
 // true of. It waits while two others are being read. A *trumpet.Refusal says what is wrong: with
@@ -147,14 +145,34 @@ func snapshotQuery(d definition, matchers []*trumpet.Matcher, limits trumpet.Sna
 		order = " order by " + strings.Join(keys, ", ")
 	}
 	// As trumpet.capture(), trumpet.pick_columns() and trumpet.line() make it.
-	row := "row_to_json(r.*)"
+	row := "row_to_json(r.*)::text"
 	if d.picked {
-		row = "(select json_object_agg(c.key, c.value) from json_each(row_to_json(r.*)) c)"
+		row = pickedRow(d.table.Columns)
 	}
 	return fmt.Sprintf(`select case when octet_length(q.row) <= $1::bigint then q.row end from (
-		select translate(%s::text, E'\t\n\r', '   ') as row from (
+		select translate(%s, E'\t\n\r', '   ') as row from (
 		select %s from %s where %s%s limit %d) r offset 0) q`,
 		row, strings.Join(columns, ", "), pgx.Identifier{d.table.Schema, d.table.Name}.Sanitize(), where, order, limits.Rows+1), args, nil
+}
+
+// pickedRow renders a row as json_object_agg does in trumpet.pick_columns(), but without parsing what
+// row_to_json made, which is slower and fails for "\u0000" in a json column.
+func pickedRow(columns []trumpet.Column) string {
+	var b strings.Builder
+	for i, c := range columns {
+		separator := ", "
+		if i == 0 {
+			separator = "{ "
+		}
+		name := pgx.Identifier{c.Name}.Sanitize()
+		fmt.Fprintf(&b, "'%s' || to_json(%s::text)::text || ' : ' || coalesce(to_json(r.%s)::text, 'null') || ", separator, quoteLiteral(c.Name), name)
+	}
+	return b.String() + "' }'"
+}
+
+// quoteLiteral quotes a text as a literal that does not depend on standard_conforming_strings.
+func quoteLiteral(text string) string {
+	return "E'" + strings.NewReplacer(`\`, `\\`, "'", "''").Replace(text) + "'"
 }
 
 // readPages runs the query. What is too large is not read to its end: the session is given up.

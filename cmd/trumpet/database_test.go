@@ -37,14 +37,14 @@ func TestSchemaCommands(t *testing.T) {
 		code       int
 		out, error string
 	}{
-		{args: []string{"migrate", "status"}, out: "0001 log    no; run: trumpet migrate up"},
+		{args: []string{"migrate", "status"}, out: "0003 snapshot  no; run: trumpet migrate up"},
 		{args: []string{"watch", "jobs"}, code: 1, error: "it has no schema trumpet; run: trumpet migrate up"},
 		{args: []string{"broadcast", "dispatch", "{}"}, code: 1, error: "it has no schema trumpet; run: trumpet migrate up"},
 		{args: []string{"tail"}, code: 1, error: "it has no schema trumpet; run: trumpet migrate up"},
 		{args: []string{"migrate", "up"}, out: "applied 0001 log"},
 		{args: []string{"migrate", "up"}, out: "nothing to do"},
 		{args: []string{"migrate", "up", "--role", "no one"}, code: 1, error: `role "no one" does not exist`},
-		{args: []string{"migrate", "status"}, out: "0001 log    20"},
+		{args: []string{"migrate", "status"}, out: "0003 snapshot  20"},
 		{args: []string{"watch", "jobs"}, out: "topic jobs\n"},
 		{args: []string{"watch", `"Odd Jobs"`, "--topic", "odd"}, out: "topic odd\n"},
 		{args: []string{"watch", "letters"}, code: 1, error: "public.letters has no primary key\n  Name the columns"},
@@ -53,7 +53,7 @@ func TestSchemaCommands(t *testing.T) {
 		{args: []string{"watch", "nope"}, code: 1, error: `relation "nope" does not exist`},
 		{args: []string{"unwatch", "jobs"}, out: "jobs is not watched any more"},
 		{args: []string{"unwatch", "jobs"}, code: 1, error: "is not watched"},
-		{args: []string{"migrate", "down"}, out: "reverted 0002 watch\nreverted 0001 log\n"},
+		{args: []string{"migrate", "down"}, out: "reverted 0003 snapshot\nreverted 0002 watch\nreverted 0001 log\n"},
 		{args: []string{"migrate", "down"}, out: "nothing to do"},
 	} {
 		out, stderr, code := call(t, t.Context(), nil, env, step.args...)

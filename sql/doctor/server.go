@@ -132,7 +132,7 @@ func (e *examination) durability() error {
 
 // connections: room for all that the workers may still open.
 func (e *examination) connections() error {
-	const perWorker = 6
+	const perWorker = 10
 	type worker struct {
 		Name string
 		Has  int
@@ -148,7 +148,7 @@ func (e *examination) connections() error {
 	}
 	workers, err := rows[worker](e, `
 		select l.worker, (select count(*)::int from pg_stat_activity a where a.datname = current_database()
-		                     and a.application_name in ('trumpet listen ' || l.worker, 'trumpet pool ' || l.worker, 'trumpet sequencer ' || l.worker))
+		                     and a.application_name in ('trumpet listen ' || l.worker, 'trumpet pool ' || l.worker, 'trumpet snapshot ' || l.worker, 'trumpet sequencer ' || l.worker))
 		  from (select distinct substr(application_name, 16) as worker from pg_stat_activity
 		         where datname = current_database() and application_name like 'trumpet listen %' limit 1000) l`)
 	if err != nil {
@@ -162,7 +162,7 @@ func (e *examination) connections() error {
 	switch {
 	case free < need:
 		e.add(severityOf(free <= 0), fmt.Sprintf("%s left of max_connections, and workers may open %d more", plural(max(free, 0), "connection is", "connections are"), need),
-			"alter system set max_connections = …; -- and restart Postgres; 6 for each worker")
+			"alter system set max_connections = …; -- and restart Postgres; 10 for each worker")
 	case freeHere < need:
 		e.add(severityOf(freeHere <= 0), fmt.Sprintf("%s left of this database's own limit, and workers may open %d more", plural(max(freeHere, 0), "connection is", "connections are"), need),
 			"alter database … connection limit -1;")

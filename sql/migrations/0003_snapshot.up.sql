@@ -191,6 +191,22 @@ language sql stable security definer set search_path = pg_catalog, pg_temp as $$
    order by b.attnum
 $$;
 
+-- As before, but the user's statement no longer fails for a json column with "\u0000" or half a
+-- surrogate pair, in any column: json takes them, and whatever takes json apart does not. Such a
+-- statement becomes a bulk event.
+create or replace function trumpet.pick_columns(rows json, columns text) returns json
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
+begin
+  if columns = '' then
+    return rows;
+  end if;
+  return (select json_agg((select coalesce(json_object_agg(c.key, c.value), '{}')
+                             from json_each(r.row) c where c.key = any (columns::text[])) order by r.n)
+            from json_array_elements(rows) with ordinality r(row, n));
+exception when data_exception or out_of_memory then
+  return null;
+end $$;
+
 -- Ranges show dates in the way of the session that writes; json_agg's own dates never did.
 alter function trumpet.capture() set datestyle = 'ISO, MDY';
 

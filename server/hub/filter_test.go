@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -106,13 +108,23 @@ type world struct {
 	rows     map[int]job
 	position int64
 	at       trumpet.EventID
+	linger   bool // until something more has happened, what is read is kept back
 	reads    int
 }
 
 // ReadSnapshot implements Snapshots.
 func (w *world) ReadSnapshot(_ context.Context, requests []trumpet.SnapshotRequest, _ trumpet.SnapshotLimits) (trumpet.Snapshot, error) {
 	w.mu.Lock()
-	defer w.mu.Unlock()
+	defer func() {
+		at, linger := w.at, w.linger
+		w.mu.Unlock()
+		for until := time.Now().Add(20 * time.Millisecond); linger && time.Now().Before(until); {
+			if w.hub.Stats().Head.Compare(at) > 0 {
+				return
+			}
+			runtime.Gosched()
+		}
+	}()
 	w.reads++
 	out := trumpet.Snapshot{At: w.at}
 	for _, r := range requests {
@@ -294,7 +306,7 @@ func TestFilteredViewsAreExact(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer h.Close()
-		w := &world{hub: h, rows: map[int]job{}}
+		w := &world{hub: h, rows: map[int]job{}, linger: rapid.Bool().Draw(t, "linger")}
 		w.page = rapid.IntRange(1, 20).Draw(t, "page")
 		w.fakeLog.add(nil, trumpet.EventID{})
 		h.UseLog(w)
@@ -303,8 +315,9 @@ func TestFilteredViewsAreExact(t *testing.T) {
 		h.Live()
 
 		var over sync.WaitGroup
-		ended := make(chan struct{})
-		failures := make(chan error, 16)
+		var answers atomic.Int64
+		ended, stop := make(chan struct{}), make(chan struct{})
+		failures := make(chan error, 16) // one a client
 		for i := range 10 {
 			random := rand.New(rand.NewPCG(seed, uint64(i)))
 			k := &keeper{follows: []string{choices[random.IntN(len(choices))], "end"}}
@@ -343,8 +356,16 @@ func TestFilteredViewsAreExact(t *testing.T) {
 						failures <- fmt.Errorf("client %d (%v): %w", i, k.follows, err)
 						return
 					}
-					if m.Type == "reset" {
+					switch m.Type {
+					case "reset":
 						k.lastID = ""
+					case "ready", "subscribed":
+						answers.Add(1)
+					}
+					select {
+					case <-stop:
+						return
+					default:
 					}
 					if cut || random.IntN(30) == 0 {
 						p.hangUp()
@@ -374,8 +395,12 @@ func TestFilteredViewsAreExact(t *testing.T) {
 				}
 			})
 		}
-		for range rapid.IntRange(1, 200).Draw(t, "transactions") {
+		// Until clients have begun and been answered often enough while rows changed.
+		writing := time.NewTicker(200 * time.Microsecond)
+		defer writing.Stop()
+		for wanted := int64(rapid.IntRange(10, 60).Draw(t, "answers")); answers.Load() < wanted && len(failures) == 0; {
 			w.transact(r)
+			<-writing.C
 		}
 		// The end is said again and again, because some may not follow yet.
 		saying := time.NewTicker(5 * time.Millisecond)
@@ -384,6 +409,9 @@ func TestFilteredViewsAreExact(t *testing.T) {
 		for said := false; ; {
 			select {
 			case err := <-failures:
+				close(stop)
+				h.Close()
+				over.Wait()
 				t.Fatalf("%v", err)
 			case <-ended:
 				said = true

@@ -71,7 +71,7 @@ func (d *deliverer) take(ctx context.Context, a *arrival) error {
 	switch {
 	case a.connected != nil:
 		d.session, d.listening = a.connected.ctx, true
-		return d.connected(ctx, a.connected.head.id)
+		return d.connected(ctx, &a.connected.head)
 	case a.disconnected:
 		d.listening = false
 		d.collected.flush()
@@ -116,7 +116,7 @@ func (d *deliverer) beat(ctx context.Context, now *head) error {
 
 // connected begins, or goes on after the listening session was lost. What came meanwhile is in
 // the log.
-func (d *deliverer) connected(ctx context.Context, head trumpet.EventID) error {
+func (d *deliverer) connected(ctx context.Context, now *head) error {
 	if !d.started {
 		after, err := d.recent(ctx)
 		if err != nil {
@@ -130,7 +130,7 @@ func (d *deliverer) connected(ctx context.Context, head trumpet.EventID) error {
 		d.history.rewind(d.last.Position)
 	}
 	d.heartbeat = 0
-	if err := d.catchUp(ctx, head.Position); err != nil {
+	if err := d.catchUp(ctx, now.id.Position); err != nil {
 		return err
 	}
 	if err := d.retain(ctx); err != nil {
@@ -138,6 +138,9 @@ func (d *deliverer) connected(ctx context.Context, head trumpet.EventID) error {
 	}
 	d.bus.status.connected.Store(true)
 	d.bus.sink.Live()
+	if d.bus.live != nil {
+		d.bus.live.Heartbeat(now.live, now.liveFree)
+	}
 	return nil
 }
 

@@ -149,9 +149,6 @@ func (b *Bus) session(ctx context.Context) (up bool, err error) {
 	}
 	b.inbox.put(arrival{connected: &connected{ctx: ctx, head: first}})
 	b.sequencer.lookNow() // the duty may be free, if only because its session has gone too
-	if b.live != nil {
-		b.live.Heartbeat(first.live, first.liveFree)
-	}
 	b.log.Info("listening to Postgres", "position", first.id.Position)
 	return true, b.receive(ctx, conn)
 }

@@ -82,7 +82,7 @@ Where a flag names a $VARIABLE, that sets it too; the flag wins.`,
 	root.SetErr(io.err)
 	root.AddCommand(
 		newServe(io), newDemo(io), newMigrate(io), newWatch(io), newUnwatch(io),
-		newBroadcast(io), newTail(io), newDoctor(io), newVersion(io),
+		newBroadcast(io), newLive(io), newTail(io), newDoctor(io), newVersion(io),
 	)
 	prepare(root, env)
 	return root

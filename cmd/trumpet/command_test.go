@@ -29,6 +29,7 @@ func TestHelp(t *testing.T) {
 	for _, name := range []string{
 		"trumpet", "trumpet serve", "trumpet demo", "trumpet migrate", "trumpet migrate up", "trumpet migrate down", "trumpet migrate status",
 		"trumpet migrate print", "trumpet watch", "trumpet unwatch", "trumpet broadcast", "trumpet tail", "trumpet doctor", "trumpet version",
+		"trumpet live", "trumpet live list", "trumpet live add", "trumpet live aggregate", "trumpet live drop",
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -65,6 +66,10 @@ func TestWrongCalls(t *testing.T) {
 		"unknown flag":      {"serve --loud", nil, "unknown flag: --loud"},
 		"argument":          {"migrate up now", nil, `"now"`},
 		"nothing to do":     {"migrate", nil, "migrate up, down, status or print"},
+		"no live":           {"live", nil, "live list, add, aggregate or drop"},
+		"no dependency":     {"live add stats select", nil, "--depends-on is missing"},
+		"live name":         {"live add a?b select --depends-on jobs", nil, "are not allowed"},
+		"live filter":       {"live aggregate sums jobs --filter status=like.x", nil, "--filter: "},
 		"no table":          {"watch", nil, "accepts 1 arg(s)"},
 		"everybody":         {"serve --listen 0.0.0.0:8766", nil, "add --insecure"},
 		"everybody, v6":     {"serve --listen [::]:8766", nil, "add --insecure"},

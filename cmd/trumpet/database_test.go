@@ -37,23 +37,33 @@ func TestSchemaCommands(t *testing.T) {
 		code       int
 		out, error string
 	}{
-		{args: []string{"migrate", "status"}, out: "0001 log    no; run: trumpet migrate up"},
+		{args: []string{"migrate", "status"}, out: "0001 log       no; run: trumpet migrate up"},
 		{args: []string{"watch", "jobs"}, code: 1, error: "it has no schema trumpet; run: trumpet migrate up"},
 		{args: []string{"broadcast", "dispatch", "{}"}, code: 1, error: "it has no schema trumpet; run: trumpet migrate up"},
 		{args: []string{"tail"}, code: 1, error: "it has no schema trumpet; run: trumpet migrate up"},
 		{args: []string{"migrate", "up"}, out: "applied 0001 log"},
 		{args: []string{"migrate", "up"}, out: "nothing to do"},
 		{args: []string{"migrate", "up", "--role", "no one"}, code: 1, error: `role "no one" does not exist`},
-		{args: []string{"migrate", "status"}, out: "0001 log    20"},
+		{args: []string{"migrate", "status"}, out: "0001 log       20"},
 		{args: []string{"watch", "jobs"}, out: "topic jobs\n"},
 		{args: []string{"watch", `"Odd Jobs"`, "--topic", "odd"}, out: "topic odd\n"},
 		{args: []string{"watch", "letters"}, code: 1, error: "public.letters has no primary key\n  Name the columns"},
 		{args: []string{"watch", "letters", "--key", ""}, out: "topic letters\n"},
 		{args: []string{"watch", "jobs", "--columns", "nope"}, code: 1, error: "has no column nope"},
 		{args: []string{"watch", "nope"}, code: 1, error: `relation "nope" does not exist`},
+		{args: []string{"live", "list"}, out: "there are no live queries"},
+		{args: []string{"live", "add", "stats", "select count(*) as n from jobs", "--depends-on", "jobs", "--timeout", "2s"}, out: "its results are topic stats"},
+		{args: []string{"live", "add", "jobs", "select 1", "--depends-on", "jobs"}, code: 1, error: "topic 'jobs' is that of table public.jobs\n  Give the live query"},
+		{args: []string{"live", "add", "s", "selct 1", "--depends-on", "jobs"}, code: 1, error: "the query of 's' cannot run: syntax error"},
+		{args: []string{"live", "aggregate", "sums", "jobs", "--aggregates", "count,max(id) as newest", "--filter", "id=gt.1"}, out: "its results are topic sums"},
+		{args: []string{"live", "list"}, out: "stats  query      stale"},
+		{args: []string{"live", "list"}, out: `sums: "not run yet"`},
+		{args: []string{"live", "list", "--json"}, out: `"definition": "count as count, max(id) as newest where id=gt.1"`},
+		{args: []string{"live", "drop", "sums"}, out: "sums is not live any more"},
+		{args: []string{"live", "drop", "sums"}, code: 1, error: "there is no live query 'sums'"},
 		{args: []string{"unwatch", "jobs"}, out: "jobs is not watched any more"},
 		{args: []string{"unwatch", "jobs"}, code: 1, error: "is not watched"},
-		{args: []string{"migrate", "down"}, out: "reverted 0003 snapshot\nreverted 0002 watch\nreverted 0001 log\n"},
+		{args: []string{"migrate", "down"}, out: "reverted 0004 live\nreverted 0003 snapshot\nreverted 0002 watch\nreverted 0001 log\n"},
 		{args: []string{"migrate", "down"}, out: "nothing to do"},
 	} {
 		out, stderr, code := call(t, t.Context(), nil, env, step.args...)
@@ -73,6 +83,9 @@ func TestPrintedSQLIsRunnable(t *testing.T) {
 	for _, args := range [][]string{
 		{"migrate", "print"},
 		{"watch", `"O'Hara"`, "--columns", "it's", "--key", "id", "--topic", "o'hara", "--max-rows", "7", "--print"},
+		{"live", "add", "o'hara's", `select count(*) as "it's" from "O'Hara"`, "--depends-on", "o'hara", "--print"},
+		{"live", "aggregate", "sum", `"O'Hara"`, "--aggregates", "count(it's) as n", "--group-by", "it's", "--filter", "it's=eq.\\", "--min-interval", "1s", "--timeout", "1m", "--print"},
+		{"live", "drop", "sum", "--print"},
 		{"unwatch", `"O'Hara"`, "--print"},
 		{"migrate", "print", "--down"},
 	} {

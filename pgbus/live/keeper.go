@@ -91,7 +91,7 @@ func (k *keeper) run(ctx context.Context) {
 func (k *keeper) step(ctx context.Context) (next time.Time) {
 	now := k.feed.take()
 	if now.lost && k.plan != nil {
-		k.void("changes that waited were too many, or void")
+		k.void("changes were too many, or void, while they waited")
 	}
 	if k.plan == nil {
 		// What was fed up to here, the table shows.
@@ -108,7 +108,7 @@ func (k *keeper) step(ctx context.Context) (next time.Time) {
 		}
 		now = k.feed.take()
 		if now.lost {
-			k.void("changes were too many while the table was read")
+			k.void("changes were too many, or void, while the table was read")
 			return k.readAfter
 		}
 	}
@@ -241,6 +241,9 @@ func (k *keeper) read(ctx context.Context) bool {
 	var asOf int64
 	if err == nil {
 		err = k.inCut(ctx, func(ctx context.Context, tx pgx.Tx, at int64) (err error) {
+			if err := p.readScales(ctx, tx); err != nil {
+				return err
+			}
 			asOf = at
 			all, err = p.readGroups(ctx, k.holder.bus, tx)
 			return err

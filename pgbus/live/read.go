@@ -19,9 +19,6 @@ func (p *plan) where(bus Bus) (string, []any) {
 
 // readGroups reads the whole state from the table, in a cut.
 func (p *plan) readGroups(ctx context.Context, bus Bus, tx pgx.Tx) (groups, error) {
-	if err := p.readScales(ctx, tx); err != nil {
-		return nil, err
-	}
 	all := make(groups)
 	query, args := p.groupsQuery(bus)
 	rows, err := tx.Query(ctx, query, args...)

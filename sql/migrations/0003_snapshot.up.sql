@@ -162,26 +162,27 @@ end $$;
 -- has the topic. Types are those below any domain, without a length or a precision: what a value is
 -- compared as. A column that is named in trumpet.watch() and gone since is left out. picked says
 -- whether the watched columns were named: such rows are rendered in another way (trumpet.pick_columns).
+-- Generated columns that are virtual (PostgreSQL 18) are null to triggers, and so in events.
 create function trumpet.watched_columns(
   topic text, out relation oid, out schema_name text, out table_name text, out key text[], out picked boolean,
-  out "column" text, out number int, out type text, out is_enum boolean, out labels text[])
+  out "column" text, out number int, out type text, out is_virtual boolean, out is_enum boolean, out labels text[])
 returns setof record
 language sql stable security definer set search_path = pg_catalog, pg_temp as $$
   with recursive watched as materialized (
     select w.relation, w.key, w.columns from trumpet.watched w
      where w.topic = watched_columns.topic and not w.is_partition),
   base as (
-    select a.attrelid, a.attname, a.attnum, a.atttypid as type
+    select a.attrelid, a.attname, a.attnum, a.attgenerated, a.atttypid as type
       from watched w join pg_attribute a on a.attrelid = w.relation
      where a.attnum > 0 and not a.attisdropped and (w.columns is null or a.attname = any (w.columns))
     union all
-    select b.attrelid, b.attname, b.attnum, t.typbasetype
+    select b.attrelid, b.attname, b.attnum, b.attgenerated, t.typbasetype
       from base b join pg_type t on t.oid = b.type where t.typtype = 'd')
   select w.relation, n.nspname, c.relname,
          array(select k.name from unnest(w.key) with ordinality k(name, n)
                 where exists (select from base k2 where k2.attname = k.name) order by k.n),
          w.columns is not null,
-         b.attname, b.attnum, format_type(b.type, -1), t.typtype = 'e',
+         b.attname, b.attnum, format_type(b.type, -1), b.attgenerated = 'v', t.typtype = 'e',
          array(select e.enumlabel::text from pg_enum e where e.enumtypid = b.type order by e.enumsortorder)
     from watched w
     join pg_class c on c.oid = w.relation

@@ -14,8 +14,8 @@ import (
 
 const (
 	// maxCuts bounds the cuts that this worker reads in at once, and maxSnapshots those of them that
-	// are ReadSnapshot's: a live query need not wait for two large tables to be read.
-	maxCuts      = 3
+	// are ReadSnapshot's: two live queries need not wait for two large tables to be read.
+	maxCuts      = 4
 	maxSnapshots = 2
 	// cutPoolSize is a session for each cut, and one more in which one of them at a time is made: no
 	// cut ever waits for a session that another one has.
@@ -57,7 +57,7 @@ func take(ctx context.Context, slots chan struct{}) (release func(), err error) 
 
 // Cut runs read inside a transaction, REPEATABLE READ and READ ONLY, that sees exactly what the log
 // holds up to at: what the events up to at made of the database, and nothing of those after. It
-// waits while three others of this worker are being read. Settings that read makes must be local
+// waits while four others of this worker are being read. Settings that read makes must be local
 // to the transaction.
 //
 // A cut is one step of the sequencer. Its snapshot is exported by the statement that decides which

@@ -31,6 +31,7 @@ type serveFlags struct {
 	allowOrigins   []string
 	drain          time.Duration
 	retention      time.Duration
+	liveCheck      time.Duration
 	maxConnections int
 	maxPerAddress  int
 	trustedProxies prefixFlag
@@ -75,11 +76,12 @@ It tells systemd when it is ready and when it drains (Type=notify).`,
 	flags.StringSliceVar(&f.allowOrigins, "allow-origin", nil, "let pages of this `origin`, such as https://app.example.com, connect too; may be repeated (default the worker's own)")
 	flags.DurationVar(&f.drain, "drain", 5*time.Second, "at the end, send clients away spread over this time")
 	flags.DurationVar(&f.retention, "retention", 24*time.Hour, "keep the log this long for clients that come back")
+	flags.DurationVar(&f.liveCheck, "live-check", 5*time.Minute, "compare a live aggregate with its table this long after a change")
 	flags.IntVar(&f.maxConnections, "max-connections", 20000, "refuse more than `n` clients")
 	flags.IntVar(&f.maxPerAddress, "max-connections-per-address", 1000, "refuse more than `n` clients from one address; 0 is no bound")
 	f.trustedProxies.add(flags)
 	f.logs.add(flags, "info")
-	withTwin(flags, "listen", "auth", "insecure", "worker", "allow-origin", "drain", "retention", "max-connections", "max-connections-per-address")
+	withTwin(flags, "listen", "auth", "insecure", "worker", "allow-origin", "drain", "retention", "live-check", "max-connections", "max-connections-per-address")
 	return command
 }
 
@@ -98,6 +100,8 @@ func (f *serveFlags) check() error {
 	switch {
 	case f.drain < 0:
 		return fmt.Errorf("--drain %v: it cannot be negative", f.drain)
+	case f.liveCheck < time.Second:
+		return fmt.Errorf("--live-check %v: at least 1s: it reads the whole table", f.liveCheck)
 	case f.retention < time.Minute:
 		return fmt.Errorf("--retention %v: at least 1m, or clients that reconnect cannot go on", f.retention)
 	case f.maxConnections < 1:
@@ -151,6 +155,7 @@ func (f *serveFlags) serve(ctx context.Context, logger *slog.Logger) error {
 		allowOrigins:   f.allowOrigins,
 		drain:          f.drain,
 		retention:      f.retention,
+		liveCheck:      f.liveCheck,
 		maxConnections: clients,
 		headroom:       headroom,
 		maxPerAddress:  f.maxPerAddress,

@@ -29,6 +29,7 @@ type workerConfig struct {
 	allowOrigins   []string
 	drain          time.Duration
 	retention      time.Duration
+	liveCheck      time.Duration // zero is the bus's default
 	maxConnections int
 	maxPerAddress  int // zero is no bound
 	trustedProxies []netip.Prefix
@@ -65,6 +66,7 @@ func newWorker(c workerConfig) (*worker, error) {
 		Channels:   c.channels,
 		Worker:     c.name,
 		Retention:  c.retention,
+		LiveCheck:  c.liveCheck,
 		Logger:     c.logger,
 		// Called while run runs, when the server is there.
 		Answer: func() json.RawMessage { return w.server.Answer() },

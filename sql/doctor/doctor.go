@@ -87,6 +87,7 @@ var checks = []struct {
 	{"replica", false, (*examination).replica},
 	{"wake", false, (*examination).wake},
 	{"pending", false, (*examination).pending},
+	{"live", false, (*examination).live},
 	{"locks", false, (*examination).locks},
 	{"workers", false, (*examination).workers},
 	{"sockets", true, (*examination).sockets},

@@ -63,6 +63,11 @@ func TestFindings(t *testing.T) {
 	const jobs = "create table jobs (id int primary key, status text); select trumpet.watch('jobs', columns => '{id,status}', topic => 'work', max_rows => 7); "
 	const visits = `create table visits (id int, day date, primary key (id, day)) partition by range (day);
 		create table visits_1 partition of visits for values from ('2026-01-01') to ('2027-01-01'); select trumpet.watch('visits'); `
+	const live = "select trumpet.live_query('n', 'select count(*) from jobs', '{jobs}'); "
+	sequenced := func(statements string) string {
+		return "begin; " + statements + "; commit; begin; select trumpet.sequence(); commit"
+	}
+	drop := sequenced("select trumpet.drop_live_query('n')")
 	const three = "begin; select trumpet.broadcast('a', '1'), trumpet.broadcast('a', '2'), trumpet.broadcast('a', '3'); commit; begin; select trumpet.sequence(); commit; "
 	const strange = `"a` + "\x1b[31m\n\u202e" + `"".jobs"`
 	for name, test := range map[string]struct {
@@ -72,36 +77,41 @@ func TestFindings(t *testing.T) {
 		words    []string
 		by       string // SQL that mends it, where the finding leaves something to decide
 	}{
-		"a disabled trigger":             {jobs + "alter table jobs disable trigger trumpet_update", "watches", doctor.Error, []string{"public.jobs", "UPDATE", "disabled"}, ""},
-		"all triggers disabled":          {jobs + "alter table jobs disable trigger all", "watches", doctor.Error, []string{"INSERT, UPDATE, DELETE, TRUNCATE"}, ""},
-		"a trigger for replicas only":    {jobs + "alter table jobs enable replica trigger trumpet_insert", "watches", doctor.Error, []string{"INSERT", "disabled"}, ""},
-		"a dropped trigger":              {jobs + "drop trigger trumpet_delete on jobs", "watches", doctor.Error, []string{"public.jobs", "DELETE", "missing"}, ""},
-		"a column that was renamed":      {jobs + "alter table jobs rename status to state", "watches", doctor.Warning, []string{"status", "no more"}, "select trumpet.watch('jobs', columns => '{id,state}')"},
-		"a column that was dropped":      {jobs + "alter table jobs drop status", "watches", doctor.Warning, []string{"status", "dropped"}, "select trumpet.watch('jobs', columns => '{id}')"},
-		"a key that was renamed":         {jobs + "alter table jobs rename id to number", "watches", doctor.Error, []string{"the key id", "do not say which row"}, ""},
-		"a key that was dropped":         {jobs + "alter table jobs drop id; ", "watches", doctor.Error, []string{"the key id"}, "alter table jobs add nr int primary key; select trumpet.watch('jobs')"},
-		"a key that may repeat":          {jobs + "alter table jobs drop constraint jobs_pkey", "watches", doctor.Warning, []string{"key id of public.jobs unique"}, ""},
-		"a late partition":               {visits + "create table visits_2 partition of visits for values from ('2027-01-01') to ('2028-01-01')", "watches", doctor.Warning, []string{"1 partition of public.visits", "public.visits_2"}, ""},
-		"a partition that was detached":  {visits + "alter table visits detach partition visits_1", "watches", doctor.Warning, []string{"public.visits_1", "partition no more", "'visits'"}, ""},
-		"a watched table was attached":   {visits + "create table other (like visits including all); select trumpet.watch('other'); alter table visits attach partition other for values from ('2027-01-01') to ('2028-01-01')", "watches", doctor.Warning, []string{"public.other", "watched on its own"}, "select trumpet.unwatch('other'); select trumpet.watch('visits')"},
-		"an unlogged table":              {"create unlogged table u (id int primary key); select trumpet.watch('u')", "watches", doctor.Warning, []string{"public.u", "unlogged"}, ""},
-		"a name that would disturb":      {"create table " + strange + " (id int primary key); select trumpet.watch('" + strange + "', topic => 'x'); drop trigger trumpet_insert on " + strange, "watches", doctor.Error, []string{"INSERT", `\001B`, `\202E`}, ""},
-		"a disabled trigger, strange":    {"create table " + strange + " (id int primary key); select trumpet.watch('" + strange + "', topic => 'x'); alter table " + strange + " disable trigger trumpet_insert", "watches", doctor.Error, []string{"INSERT", "disabled"}, ""},
-		"a strange column":               {`create table odd (id int primary key, "it's` + "\x1b" + `\" int); select trumpet.watch('odd', columns => array[E'it''s\u001b\\']); alter table odd drop constraint odd_pkey`, "watches", doctor.Warning, []string{"unique"}, ""},
-		"wake-ups off":                   {"alter table trumpet.record disable trigger wake", "wake", doctor.Warning, []string{"disabled", "50 ms"}, ""},
-		"no wake-up trigger":             {"drop trigger wake on trumpet.record", "wake", doctor.Error, []string{"gone"}, ""},
-		"wake-ups off by default":        {here("set trumpet.wake = 'off'"), "wake", doctor.Warning, []string{"in database"}, ""},
-		"replica by default":             {here("set session_replication_role = 'replica'"), "replica", doctor.Error, []string{"in database", "fires no triggers"}, ""},
-		"records that wait":              {"select trumpet.broadcast('a', '1')", "pending", doctor.Error, []string{"nobody sequences"}, "select trumpet.sequence()"},
-		"an old record":                  {three + "update trumpet.record set at = now() - interval '3 days'", "log", doctor.Warning, []string{"3 days old", "24 hours"}, ""},
-		"a missing position":             {three + "delete from trumpet.log where position = 2", "holes", doctor.Error, []string{"1 position is", "0 records"}, ""},
-		"a missing record":               {three + "delete from trumpet.record where data = '2'", "holes", doctor.Error, []string{"0 positions", "1 record is"}, ""},
-		"another cluster's":              {"update trumpet.cluster set system_identifier = 1", "cluster", doctor.Warning, []string{"came from another cluster"}, "select trumpet.verify_cluster()"},
-		"no vacuum of the log's records": {"alter table trumpet.record set (autovacuum_enabled = false)", "autovacuum", doctor.Warning, []string{"trumpet.record"}, ""},
-		"a limit of the database":        {here("connection limit 3"), "connections", doctor.Warning, []string{"2 connections are left of this database's", "10 more"}, here("connection limit -1")},
-		"no schema":                      {"drop schema trumpet cascade", "schema", doctor.Error, []string{"no schema trumpet"}, "-"},
-		"an older schema":                {"delete from trumpet.migration where version = 2", "schema", doctor.Error, []string{"missing: 0002 watch"}, "insert into trumpet.migration (version, name) values (2, 'watch')"},
-		"a newer schema":                 {"insert into trumpet.migration (version, name) values (99, 'future')", "schema", doctor.Error, []string{"migration 99", "older than the schema"}, "delete from trumpet.migration where version = 99"},
+		"a disabled trigger":               {jobs + "alter table jobs disable trigger trumpet_update", "watches", doctor.Error, []string{"public.jobs", "UPDATE", "disabled"}, ""},
+		"all triggers disabled":            {jobs + "alter table jobs disable trigger all", "watches", doctor.Error, []string{"INSERT, UPDATE, DELETE, TRUNCATE"}, ""},
+		"a trigger for replicas only":      {jobs + "alter table jobs enable replica trigger trumpet_insert", "watches", doctor.Error, []string{"INSERT", "disabled"}, ""},
+		"a dropped trigger":                {jobs + "drop trigger trumpet_delete on jobs", "watches", doctor.Error, []string{"public.jobs", "DELETE", "missing"}, ""},
+		"a column that was renamed":        {jobs + "alter table jobs rename status to state", "watches", doctor.Warning, []string{"status", "no more"}, "select trumpet.watch('jobs', columns => '{id,state}')"},
+		"a column that was dropped":        {jobs + "alter table jobs drop status", "watches", doctor.Warning, []string{"status", "dropped"}, "select trumpet.watch('jobs', columns => '{id}')"},
+		"a key that was renamed":           {jobs + "alter table jobs rename id to number", "watches", doctor.Error, []string{"the key id", "do not say which row"}, ""},
+		"a key that was dropped":           {jobs + "alter table jobs drop id; ", "watches", doctor.Error, []string{"the key id"}, "alter table jobs add nr int primary key; select trumpet.watch('jobs')"},
+		"a key that may repeat":            {jobs + "alter table jobs drop constraint jobs_pkey", "watches", doctor.Warning, []string{"key id of public.jobs unique"}, ""},
+		"a late partition":                 {visits + "create table visits_2 partition of visits for values from ('2027-01-01') to ('2028-01-01')", "watches", doctor.Warning, []string{"1 partition of public.visits", "public.visits_2"}, ""},
+		"a partition that was detached":    {visits + "alter table visits detach partition visits_1", "watches", doctor.Warning, []string{"public.visits_1", "partition no more", "'visits'"}, ""},
+		"a watched table was attached":     {visits + "create table other (like visits including all); select trumpet.watch('other'); alter table visits attach partition other for values from ('2027-01-01') to ('2028-01-01')", "watches", doctor.Warning, []string{"public.other", "watched on its own"}, "select trumpet.unwatch('other'); select trumpet.watch('visits')"},
+		"an unlogged table":                {"create unlogged table u (id int primary key); select trumpet.watch('u')", "watches", doctor.Warning, []string{"public.u", "unlogged"}, ""},
+		"a name that would disturb":        {"create table " + strange + " (id int primary key); select trumpet.watch('" + strange + "', topic => 'x'); drop trigger trumpet_insert on " + strange, "watches", doctor.Error, []string{"INSERT", `\001B`, `\202E`}, ""},
+		"a disabled trigger, strange":      {"create table " + strange + " (id int primary key); select trumpet.watch('" + strange + "', topic => 'x'); alter table " + strange + " disable trigger trumpet_insert", "watches", doctor.Error, []string{"INSERT", "disabled"}, ""},
+		"a strange column":                 {`create table odd (id int primary key, "it's` + "\x1b" + `\" int); select trumpet.watch('odd', columns => array[E'it''s\u001b\\']); alter table odd drop constraint odd_pkey`, "watches", doctor.Warning, []string{"unique"}, ""},
+		"wake-ups off":                     {"alter table trumpet.record disable trigger wake", "wake", doctor.Warning, []string{"disabled", "50 ms"}, ""},
+		"no wake-up trigger":               {"drop trigger wake on trumpet.record", "wake", doctor.Error, []string{"gone"}, ""},
+		"wake-ups off by default":          {here("set trumpet.wake = 'off'"), "wake", doctor.Warning, []string{"in database"}, ""},
+		"replica by default":               {here("set session_replication_role = 'replica'"), "replica", doctor.Error, []string{"in database", "fires no triggers"}, ""},
+		"records that wait":                {"select trumpet.broadcast('a', '1')", "pending", doctor.Error, []string{"nobody sequences"}, "select trumpet.sequence()"},
+		"an old record":                    {three + "update trumpet.record set at = now() - interval '3 days'", "log", doctor.Warning, []string{"3 days old", "24 hours"}, ""},
+		"a missing position":               {three + "delete from trumpet.log where position = 2", "holes", doctor.Error, []string{"1 position is", "0 records"}, ""},
+		"a missing record":                 {three + "delete from trumpet.record where data = '2'", "holes", doctor.Error, []string{"0 positions", "1 record is"}, ""},
+		"another cluster's":                {"update trumpet.cluster set system_identifier = 1", "cluster", doctor.Warning, []string{"came from another cluster"}, "select trumpet.verify_cluster()"},
+		"no vacuum of the log's records":   {"alter table trumpet.record set (autovacuum_enabled = false)", "autovacuum", doctor.Warning, []string{"trumpet.record"}, ""},
+		"a live query that fails":          {sequenced(jobs + live + "select trumpet.publish_result('n', version, 0, null, 'failed', 'division by zero') from trumpet.live"), "live", doctor.Error, []string{"'n'", "division by zero"}, drop},
+		"a live query of no table":         {sequenced(jobs + live + "select trumpet.unwatch('jobs')"), "live", doctor.Error, []string{"'n'", "depends on", "work"}, "select trumpet.watch('jobs', topic => 'work')"},
+		"a live query's name is taken":     {sequenced(jobs + live + "create table n (id int primary key); select trumpet.watch('n')"), "live", doctor.Error, []string{"'n'", "both"}, drop},
+		"a live query that never ran":      {sequenced(jobs + live + "update trumpet.live_result set since = now() - interval '1 hour'"), "live", doctor.Warning, []string{"'n'", "never run"}, drop},
+		"a live query's role that is gone": {sequenced(jobs + live + "update trumpet.live set run_as = 'never there'"), "live", doctor.Error, []string{"'n'", `"never there"`, "gone"}, drop},
+		"a limit of the database":          {here("connection limit 3"), "connections", doctor.Warning, []string{"2 connections are left of this database's", "12 more"}, here("connection limit -1")},
+		"no schema":                        {"drop schema trumpet cascade", "schema", doctor.Error, []string{"no schema trumpet"}, "-"},
+		"an older schema":                  {"delete from trumpet.migration where version = 2", "schema", doctor.Error, []string{"missing: 0002 watch"}, "insert into trumpet.migration (version, name) values (2, 'watch')"},
+		"a newer schema":                   {"insert into trumpet.migration (version, name) values (99, 'future')", "schema", doctor.Error, []string{"migration 99", "older than the schema"}, "delete from trumpet.migration where version = 99"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -166,7 +176,7 @@ func TestNothingFound(t *testing.T) {
 			t.Errorf("%+v", f)
 		}
 	}
-	if len(checks) != 20 {
+	if len(checks) != 21 {
 		t.Errorf("%d checks: %v", len(checks), checks)
 	}
 }
@@ -197,7 +207,7 @@ func TestSessions(t *testing.T) {
 		{"sockets", doctor.Warning, []string{"1 session of Trumpet came by a Unix socket", "trumpet listen w1"}},
 		{"locks", doctor.Warning, []string{"the sequencer's duty", "'a stranger'"}},
 		{"pending", doctor.Error, []string{"the worker that has the duty gives none"}},
-		{"connections", doctor.Warning, []string{"5 connections are left of max_connections", "may open 10 more"}},
+		{"connections", doctor.Warning, []string{"5 connections are left of max_connections", "may open 12 more"}},
 		{"durability", doctor.Warning, []string{"synchronous_commit is off", "Clients have seen none"}},
 		{"durability", doctor.Warning, []string{"fsync is off"}},
 		{"autovacuum", doctor.Warning, []string{"autovacuum is off on this server"}},
@@ -225,6 +235,14 @@ func TestRoles(t *testing.T) {
 	conn := pgtest.Connect(t, url)
 	pgtest.Exec(t, conn, `create table jobs (id int primary key); select trumpet.watch('jobs'); alter table jobs disable trigger trumpet_insert;
 		create role "the worker"; create role nobody_in_particular; create role half; select trumpet.grant_worker('the worker'), trumpet.grant_worker('half'); revoke execute on function trumpet.prune from half`)
+	pgtest.Exec(t, conn, `create role reports; grant select on jobs to reports; select trumpet.live_query('n', 'select count(*) from jobs', '{jobs}', run_as => 'reports'); grant reports to half`)
+	if f := finding(diagnose(t, conn), "live", "reports", "no member", `"the worker"`); f == nil || f.Severity != doctor.Error || len(f.Mend) != 1 {
+		t.Errorf("a role that was not granted: %+v", f)
+	} else {
+		pgtest.Exec(t, conn, f.Mend[0])
+	}
+	pgtest.Exec(t, conn, "select trumpet.drop_live_query('n')")
+	pgtest.Exec(t, conn, "select trumpet.sequence()")
 	var half *doctor.Finding
 	for role, test := range map[string]struct {
 		severity doctor.Severity
@@ -233,7 +251,7 @@ func TestRoles(t *testing.T) {
 	}{
 		`"the worker"`:         {doctor.OK, "may run workers", 2}, // log, holes
 		"half":                 {doctor.Error, "lacks a part of what a worker needs: prune", 2},
-		"nobody_in_particular": {doctor.Warning, "may not run workers", 5},
+		"nobody_in_particular": {doctor.Warning, "may not run workers", 6},
 	} {
 		pgtest.Exec(t, conn, "set role "+role)
 		findings := diagnose(t, conn)

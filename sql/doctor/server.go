@@ -63,7 +63,7 @@ func (e *examination) migrations() error {
 }
 
 // workerFunctions are those that trumpet.grant_worker grants.
-const workerFunctions = "{sequence,cut,watched_columns,head,recent,read_log,common_position,prune,verify_cluster,broadcast}"
+const workerFunctions = "{sequence,cut,watched_columns,head,recent,read_log,common_position,prune,verify_cluster,broadcast,publish_result,live_results,live_state}"
 
 // rights: what this role may do.
 func (e *examination) rights() error {
@@ -77,7 +77,7 @@ func (e *examination) rights() error {
 		    from pg_proc p join pg_namespace n on n.oid = p.pronamespace where n.nspname = 'trumpet' and p.proname = any ($1::text[])
 		  union all
 		  select 'table ' || c.relname, has_table_privilege(c.oid, 'select')
-		    from pg_class c join pg_namespace n on n.oid = c.relnamespace where n.nspname = 'trumpet' and c.relname in ('migration', 'cluster')
+		    from pg_class c join pg_namespace n on n.oid = c.relnamespace where n.nspname = 'trumpet' and c.relname in ('migration', 'cluster', 'live', 'live_result')
 		  union all
 		  select 'schema trumpet', has_schema_privilege('trumpet', 'usage'))
 		select quote_ident(current_user), coalesce(array_agg(name order by name) filter (where not has), '{}'), count(*)::int,
@@ -132,7 +132,7 @@ func (e *examination) durability() error {
 
 // connections: room for all that the workers may still open.
 func (e *examination) connections() error {
-	const perWorker = 10
+	const perWorker = 12
 	type worker struct {
 		Name string
 		Has  int
@@ -148,7 +148,7 @@ func (e *examination) connections() error {
 	}
 	workers, err := rows[worker](e, `
 		select l.worker, (select count(*)::int from pg_stat_activity a where a.datname = current_database()
-		                     and a.application_name in ('trumpet listen ' || l.worker, 'trumpet pool ' || l.worker, 'trumpet snapshot ' || l.worker, 'trumpet sequencer ' || l.worker))
+		                     and a.application_name in ('trumpet listen ' || l.worker, 'trumpet pool ' || l.worker, 'trumpet snapshot ' || l.worker, 'trumpet sequencer ' || l.worker, 'trumpet live ' || l.worker))
 		  from (select distinct substr(application_name, 16) as worker from pg_stat_activity
 		         where datname = current_database() and application_name like 'trumpet listen %' limit 1000) l`)
 	if err != nil {
@@ -162,7 +162,7 @@ func (e *examination) connections() error {
 	switch {
 	case free < need:
 		e.add(severityOf(free <= 0), fmt.Sprintf("%s left of max_connections, and workers may open %d more", plural(max(free, 0), "connection is", "connections are"), need),
-			"alter system set max_connections = …; -- and restart Postgres; 10 for each worker")
+			"alter system set max_connections = …; -- and restart Postgres; 12 for each worker")
 	case freeHere < need:
 		e.add(severityOf(freeHere <= 0), fmt.Sprintf("%s left of this database's own limit, and workers may open %d more", plural(max(freeHere, 0), "connection is", "connections are"), need),
 			"alter database … connection limit -1;")

@@ -32,7 +32,7 @@ const advisoryLocks = `(select * from pg_locks where locktype = 'advisory' and c
 	and database = (select oid from pg_database where datname = current_database())) l`
 
 // lockNames are what the locks are for.
-var lockNames = map[int64]string{1: "wake-ups", 2: "the sequencer's steps", 3: "the sequencer's duty", 4: "pruning", 5: "changes of the schema"}
+var lockNames = map[int64]string{1: "wake-ups", 2: "the sequencer's steps", 3: "the sequencer's duty", 4: "pruning", 5: "changes of the schema", 6: "the live duty"}
 
 // locks: only Trumpet's own sessions have Trumpet's locks for long.
 func (e *examination) locks() error {
@@ -42,8 +42,8 @@ func (e *examination) locks() error {
 	}](e, `
 		select l.objid::bigint, coalesce(l.pid, 0), coalesce(a.usename::text, ''), coalesce(a.application_name, ''), coalesce(a.datname::text, ''), coalesce(a.state, ''), a.xact_start
 		  from `+advisoryLocks+` left join pg_stat_activity a on a.pid = l.pid
-		 where l.objid in (1, 2, 3, 4, 5)
-		   and (l.pid is null or (coalesce(a.application_name, '') not like 'trumpet %' and (l.objid = 3 or coalesce(a.xact_start, a.state_change) < now() - interval '10 seconds')))
+		 where l.objid in (1, 2, 3, 4, 5, 6)
+		   and (l.pid is null or (coalesce(a.application_name, '') not like 'trumpet %' and (l.objid in (3, 6) or coalesce(a.xact_start, a.state_change) < now() - interval '10 seconds')))
 		 order by 1, 2 limit 20`)
 	if err != nil {
 		return err
@@ -55,7 +55,7 @@ func (e *examination) locks() error {
 			continue
 		}
 		effect := map[int64]string{1: "no commit wakes the sequencer, and events come some 2 s late", 2: "nothing gets a position", 3: "no worker has the duty",
-			4: "nothing is pruned", 5: "nobody can watch a table or migrate"}[l.Lock]
+			4: "nothing is pruned", 5: "nobody can watch a table or migrate", 6: "no worker runs live queries"}[l.Lock]
 		severity := Warning
 		if l.Lock == 2 {
 			severity = Error
@@ -95,7 +95,7 @@ func (e *examination) workers() error {
 func (e *examination) sockets() error {
 	var all []string
 	if err := e.scan(`select array(select application_name from pg_stat_activity where client_port = -1 and datname = current_database()
-		and application_name ~ '^trumpet (listen|sequencer|follow) ' order by 1 limit 100)`, &all); err != nil {
+		and application_name ~ '^trumpet (listen|sequencer|live|follow) ' order by 1 limit 100)`, &all); err != nil {
 		return err
 	}
 	if len(all) > 0 {

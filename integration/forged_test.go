@@ -16,12 +16,13 @@ import (
 	"github.com/trumpet-realtime/trumpet/internal/pgtest"
 )
 
+const strangersPassword = "of-no-account"
+
 // stranger is a connection of a role that may do nothing but connect, which is enough to LISTEN and NOTIFY.
 func stranger(t *testing.T, database string, conn *pgx.Conn) *pgx.Conn {
 	t.Helper()
-	const password = "of-no-account"
 	role := "stranger_" + strings.ToLower(rand.Text()[:12])
-	pgtest.Exec(t, conn, fmt.Sprintf("create role %s login password '%s'", role, password))
+	pgtest.Exec(t, conn, fmt.Sprintf("create role %s login password '%s'", role, strangersPassword))
 	t.Cleanup(func() {
 		if _, err := conn.Exec(context.WithoutCancel(t.Context()), "drop role "+role); err != nil {
 			t.Error(err)
@@ -31,7 +32,7 @@ func stranger(t *testing.T, database string, conn *pgx.Conn) *pgx.Conn {
 	if err != nil {
 		t.Fatal(err)
 	}
-	address.User = url.UserPassword(role, password)
+	address.User = url.UserPassword(role, strangersPassword)
 	stranger, err := pgx.Connect(t.Context(), address.String())
 	if err != nil {
 		t.Fatal(err)

@@ -3,6 +3,7 @@ package pgbus_test
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -188,5 +189,23 @@ func TestManyCutsAtOnce(t *testing.T) {
 	}
 	if err := all.Wait(); err != nil {
 		t.Error(err)
+	}
+}
+
+// A worker that is frozen while it has the duty is ended, though cuts sequence beside those who pass it by.
+func TestCutsDoNotHideAFrozenSequencer(t *testing.T) {
+	t.Parallel()
+	url, conn := database(t)
+	frozen := pgtest.Connect(t, url)
+	pgtest.Exec(t, frozen, "select pg_advisory_lock(1953656176, 3), pg_advisory_lock(1953656176, 1)")
+	bus, r, _ := start(t, url, "w1", nil)
+	for n := 1; !bus.Status().Sequencing; n++ {
+		if n > 10 {
+			t.Fatal("passed by ten times, and still there")
+		}
+		pgtest.Exec(t, conn, "select trumpet.broadcast('dispatch', to_jsonb($1::int))", n)
+		r.waitData(t, fmt.Sprint(n))
+		pgtest.Exec(t, conn, "insert into jobs (id) values ($1)", n)
+		ids(t, bus, nil)
 	}
 }

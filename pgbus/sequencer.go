@@ -1,8 +1,10 @@
 package pgbus
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -35,10 +37,11 @@ type sequencer struct {
 	soon chan struct{} // one slot: a wake-up was heard
 	now  chan struct{} // one slot: records are known to wait
 
-	// passes counts how often this worker, without the duty, stepped in a row because nobody else
-	// did, and passedAt is where the log ended after the newest of these steps.
-	passes   int
-	passedAt int64
+	// passes counts how often this worker, without the duty, stepped in a row while whoever has it
+	// did nothing: passed is what Postgres showed of that session's last statement, or, to a role that
+	// may not see it, where the log ended after the newest of these steps.
+	passes int
+	passed string
 
 	// steps counts the sequencer's notifications that the listening session heard, and wokenAt is
 	// that count when it heard the newest wake-up: if it grew since, somebody sequences.
@@ -171,8 +174,18 @@ func (s *sequencer) serve(ctx context.Context) error {
 func (s *sequencer) passBy(ctx context.Context, d *dutyHolder) error {
 	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
 	defer cancel()
-	var before int64
-	if err := d.conn.QueryRow(ctx, "select position from trumpet.head()").Scan(&before); err != nil {
+	var (
+		before int64
+		holder string
+	)
+	// Not the log's end, if it can be helped: a cut sequences too, on any worker.
+	if err := d.conn.QueryRow(ctx, `
+		select position, coalesce((
+		         select a.pid || ' ' || a.state_change
+		           from pg_locks l join pg_stat_activity a on a.pid = l.pid
+		          where l.locktype = 'advisory' and l.database = (select oid from pg_database where datname = current_database())
+		            and l.classid = 1953656176 and l.objid = 3 and l.granted limit 1), '')
+		  from trumpet.head()`).Scan(&before, &holder); err != nil {
 		return fmt.Errorf("read head: %w", err)
 	}
 	sequenced, _, err := d.step(ctx)
@@ -182,11 +195,11 @@ func (s *sequencer) passBy(ctx context.Context, d *dutyHolder) error {
 	switch {
 	case sequenced <= 0:
 		return nil
-	case before != s.passedAt: // others sequenced too
+	case s.passed != cmp.Or(holder, strconv.FormatInt(before, 10)):
 		s.passes = 0
 	}
 	s.passes++
-	s.passedAt = before + sequenced
+	s.passed = cmp.Or(holder, strconv.FormatInt(before+sequenced, 10))
 	if s.passes < maxPasses {
 		return nil
 	}

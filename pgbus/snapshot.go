@@ -114,9 +114,9 @@ func tooLarge(topic string, limits trumpet.SnapshotLimits) error {
 // snapshotQuery is the query for a topic's rows. It names the watched columns only: the worker's role
 // needs no right on the others.
 func snapshotQuery(d definition, matchers []*trumpet.Matcher, limits trumpet.SnapshotLimits) (string, []any, error) {
-	columns := make([]string, len(d.table.Columns))
-	for i, c := range d.table.Columns {
-		columns[i] = pgx.Identifier{c.Name}.Sanitize()
+	columns := make([]string, len(d.shown))
+	for i, c := range d.shown {
+		columns[i] = c.value
 	}
 	args := []any{limits.Bytes}
 	var where []byte
@@ -147,7 +147,7 @@ func snapshotQuery(d definition, matchers []*trumpet.Matcher, limits trumpet.Sna
 	// As trumpet.capture(), trumpet.pick_columns() and trumpet.line() make it.
 	row := "row_to_json(r.*)::text"
 	if d.picked {
-		row = pickedRow(d.table.Columns)
+		row = pickedRow(d.shown)
 	}
 	return fmt.Sprintf(`select case when octet_length(q.row) <= $1::bigint then q.row end from (
 		select translate(%s, E'\t\n\r', '   ') as row from (
@@ -157,15 +157,15 @@ func snapshotQuery(d definition, matchers []*trumpet.Matcher, limits trumpet.Sna
 
 // pickedRow renders a row as json_object_agg does in trumpet.pick_columns(), but without parsing what
 // row_to_json made, which is slower and fails for "\u0000" in a json column.
-func pickedRow(columns []trumpet.Column) string {
+func pickedRow(columns []shownColumn) string {
 	var b strings.Builder
 	for i, c := range columns {
 		separator := ", "
 		if i == 0 {
 			separator = "{ "
 		}
-		name := pgx.Identifier{c.Name}.Sanitize()
-		fmt.Fprintf(&b, "'%s' || to_json(%s::text)::text || ' : ' || coalesce(to_json(r.%s)::text, 'null') || ", separator, quoteLiteral(c.Name), name)
+		name := pgx.Identifier{c.name}.Sanitize()
+		fmt.Fprintf(&b, "'%s' || to_json(%s::text)::text || ' : ' || coalesce(to_json(r.%s)::text, 'null') || ", separator, quoteLiteral(c.name), name)
 	}
 	return b.String() + "' }'"
 }

@@ -97,10 +97,18 @@ type definition struct {
 	table  trumpet.Table
 	found  bool
 	picked bool // the watched columns were named: rows are rendered in another way
+	// shown is what events show: the table's columns, and virtual ones, which are null there and
+	// which no filter can therefore ask for.
+	shown []shownColumn
 	// missing is what lacks to read it, as statements for its owner; rowSecurity says that policies
 	// would hide rows from this role.
 	missing     []string
 	rowSecurity bool
+}
+
+type shownColumn struct {
+	name  string
+	value string // as SQL
 }
 
 type queryer interface {
@@ -110,7 +118,7 @@ type queryer interface {
 // readDefinition reads the definition of a topic's table.
 func readDefinition(ctx context.Context, db queryer, topic string) (definition, error) {
 	rows, err := db.Query(ctx, `
-		select w.schema_name, w.table_name, w.key, w.picked, w."column", w.type, w.is_enum, w.labels,
+		select w.schema_name, w.table_name, w.key, w.picked, w."column", w.type, w.is_virtual, w.is_enum, w.labels,
 		       quote_ident(w."column"), format('%I.%I', w.schema_name, w.table_name), quote_ident(current_user),
 		       case when not has_schema_privilege(w.schema_name, 'usage') then quote_ident(w.schema_name) end,
 		       coalesce(has_column_privilege(w.relation, w.number::int2, 'select'), true), -- dropped just now
@@ -122,16 +130,22 @@ func readDefinition(ctx context.Context, db queryer, topic string) (definition, 
 	d := definition{table: trumpet.Table{Topic: topic}}
 	var (
 		column                     trumpet.Column
-		isEnum, readable           bool
+		virtual, isEnum, readable  bool
 		quotedColumn, quoted, role string
 		closedSchema               *string
 		unreadable                 string // columns
 	)
 	t := &d.table
 	_, err = pgx.ForEachRow(rows, []any{
-		&t.Schema, &t.Name, &t.Key, &d.picked, &column.Name, &column.Type, &isEnum, &column.Labels,
+		&t.Schema, &t.Name, &t.Key, &d.picked, &column.Name, &column.Type, &virtual, &isEnum, &column.Labels,
 		&quotedColumn, &quoted, &role, &closedSchema, &readable, &d.rowSecurity,
 	}, func() error {
+		if virtual {
+			d.shown = append(d.shown, shownColumn{column.Name, "null as " + quotedColumn})
+			column.Labels = nil
+			return nil
+		}
+		d.shown = append(d.shown, shownColumn{column.Name, quotedColumn})
 		column.Kind = trumpet.KindOf(column.Type)
 		if isEnum {
 			column.Kind = trumpet.KindEnum

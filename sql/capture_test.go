@@ -266,3 +266,17 @@ func TestWatchRefuses(t *testing.T) {
 		t.Errorf("watched: %s", got)
 	}
 }
+
+// Some columns are watched, and a json value that Postgres stores but cannot take apart is written, to
+// one that is not watched, too: the statement goes through.
+func TestJSONThatCannotBeTakenApart(t *testing.T) {
+	t.Parallel()
+	conn := pgtest.Connect(t, pgtest.Migrated(t))
+	pgtest.Exec(t, conn, "create table jobs (id int primary key, doc json); select trumpet.watch('jobs', columns => '{id}')")
+	for _, doc := range []string{`{"a":"\u0000"}`, `["\ud83d"]`} {
+		pgtest.Exec(t, conn, "insert into jobs values (1, $1::text::json)", doc)
+		pgtest.Exec(t, conn, "update jobs set id = 2")
+		pgtest.Exec(t, conn, "delete from jobs")
+		expect(t, conn, doc, "insert 1", "bulk update 1", "delete 1")
+	}
+}

@@ -223,3 +223,30 @@ func TestEachMigrationIsTakenBackAlone(t *testing.T) {
 		}
 	}
 }
+
+// Whoever could run workers before an upgrade can do so after it.
+func TestAnUpgradeKeepsWorkersRights(t *testing.T) {
+	t.Parallel()
+	url := pgtest.New(t)
+	conn := pgtest.Connect(t, url)
+	role := "upgraded_" + query1[string](t, conn, "select current_database()")
+	pgtest.Exec(t, conn, "create role "+role)
+	t.Cleanup(func() { // roles belong to the server, which other tests share
+		_, _ = conn.Exec(context.Background(), "reset role; drop owned by "+role+"; drop role "+role)
+	})
+	for _, m := range sql.Migrations()[:2] {
+		pgtest.Exec(t, conn, m.Up)
+	}
+	pgtest.Exec(t, conn, "select trumpet.grant_worker('"+role+"')")
+	if _, err := sql.Up(t.Context(), conn); err != nil {
+		t.Fatal(err)
+	}
+	pgtest.Exec(t, conn, "set role "+role)
+	pgtest.Exec(t, conn, "select trumpet.sequence()")
+	pgtest.Exec(t, conn, "select trumpet.cut()")
+	pgtest.Exec(t, conn, "select trumpet.watched_columns('jobs')")
+	var pg *pgconn.PgError
+	if _, err := conn.Exec(t.Context(), "select trumpet.step(true)"); !errors.As(err, &pg) || pg.Code != "42501" {
+		t.Errorf("a worker may call trumpet.step: %v", err)
+	}
+}

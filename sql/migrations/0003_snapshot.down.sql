@@ -1,7 +1,18 @@
--- Takes back Trumpet 3. trumpet.sequence() and trumpet.grant_worker() are again as migration 1 made them.
+-- Takes back Trumpet 3. The functions that it replaced are again as migrations 1 and 2 made them.
 drop function trumpet.cut();
 drop function trumpet.watched_columns(text);
 alter function trumpet.capture() reset datestyle;
+
+create or replace function trumpet.pick_columns(rows json, columns text) returns json
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
+begin
+  if columns = '' then
+    return rows;
+  end if;
+  return (select json_agg((select coalesce(json_object_agg(c.key, c.value), '{}')
+                             from json_each(r.row) c where c.key = any (columns::text[])) order by r.n)
+            from json_array_elements(rows) with ordinality r(row, n));
+end $$;
 
 create or replace function trumpet.sequence(out sequenced bigint, out snapshot pg_snapshot)
 language plpgsql security definer

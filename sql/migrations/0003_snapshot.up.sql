@@ -162,26 +162,27 @@ end $$;
 -- has the topic. Types are those below any domain, without a length or a precision: what a value is
 -- compared as. A column that is named in trumpet.watch() and gone since is left out. picked says
 -- whether the watched columns were named: such rows are rendered in another way (trumpet.pick_columns).
+-- Generated columns that are virtual (PostgreSQL 18) are null to triggers, and so in events.
 create function trumpet.watched_columns(
   topic text, out relation oid, out schema_name text, out table_name text, out key text[], out picked boolean,
-  out "column" text, out number int, out type text, out is_enum boolean, out labels text[])
+  out "column" text, out number int, out type text, out is_virtual boolean, out is_enum boolean, out labels text[])
 returns setof record
 language sql stable security definer set search_path = pg_catalog, pg_temp as $$
   with recursive watched as materialized (
     select w.relation, w.key, w.columns from trumpet.watched w
      where w.topic = watched_columns.topic and not w.is_partition),
   base as (
-    select a.attrelid, a.attname, a.attnum, a.atttypid as type
+    select a.attrelid, a.attname, a.attnum, a.attgenerated, a.atttypid as type
       from watched w join pg_attribute a on a.attrelid = w.relation
      where a.attnum > 0 and not a.attisdropped and (w.columns is null or a.attname = any (w.columns))
     union all
-    select b.attrelid, b.attname, b.attnum, t.typbasetype
+    select b.attrelid, b.attname, b.attnum, b.attgenerated, t.typbasetype
       from base b join pg_type t on t.oid = b.type where t.typtype = 'd')
   select w.relation, n.nspname, c.relname,
          array(select k.name from unnest(w.key) with ordinality k(name, n)
                 where exists (select from base k2 where k2.attname = k.name) order by k.n),
          w.columns is not null,
-         b.attname, b.attnum, format_type(b.type, -1), t.typtype = 'e',
+         b.attname, b.attnum, format_type(b.type, -1), b.attgenerated = 'v', t.typtype = 'e',
          array(select e.enumlabel::text from pg_enum e where e.enumtypid = b.type order by e.enumsortorder)
     from watched w
     join pg_class c on c.oid = w.relation
@@ -190,6 +191,22 @@ language sql stable security definer set search_path = pg_catalog, pg_temp as $$
     join pg_type t on t.oid = b.type and t.typtype <> 'd'
    order by b.attnum
 $$;
+
+-- As before, but the user's statement no longer fails for a json column with "\u0000" or half a
+-- surrogate pair, in any column: json takes them, and whatever takes json apart does not. Such a
+-- statement becomes a bulk event.
+create or replace function trumpet.pick_columns(rows json, columns text) returns json
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
+begin
+  if columns = '' then
+    return rows;
+  end if;
+  return (select json_agg((select coalesce(json_object_agg(c.key, c.value), '{}')
+                             from json_each(r.row) c where c.key = any (columns::text[])) order by r.n)
+            from json_array_elements(rows) with ordinality r(row, n));
+exception when data_exception or out_of_memory then
+  return null;
+end $$;
 
 -- Ranges show dates in the way of the session that writes; json_agg's own dates never did.
 alter function trumpet.capture() set datestyle = 'ISO, MDY';

@@ -255,7 +255,7 @@ func TestAtRest(t *testing.T) {
 		t.Fatal(err)
 	}
 	skip := len(logged)
-	heartbeat := regexp.MustCompile(`(?m)^trumpet listen w([12])\|LOG:  statement: select position, last_ordinal, tag, pending, pg_notification_queue_usage\(\) from trumpet.head\(\)$`)
+	heartbeat := regexp.MustCompile(`(?m)^trumpet listen w([12])\|LOG:  statement: select position, last_ordinal, tag, pending, pg_notification_queue_usage\(\), s\.state, .* from trumpet\.head\(\), trumpet\.live_state\(\) s\(state\)$`)
 	waitUntil(t, "six heartbeats of each worker", func() bool {
 		if logged, err = os.ReadFile(server.Log()); err != nil {
 			t.Fatal(err)

@@ -37,6 +37,38 @@ func TestParseLineReadsAWholeRecord(t *testing.T) {
 	}
 }
 
+func TestParseLineReadsAResult(t *testing.T) {
+	t.Parallel()
+	const begin = "7\ta2b76302\t11\t0\t0\t1795439968546918\tresult\t\t0\t\"stats\"\t\t\t"
+	for _, test := range []struct{ after, data, want string }{
+		{`[{"n":1}]`, `{"as_of": 6, "version": 3}`, `[{"n":1}] as of 6`},
+		{`[{"n":1}]`, `{"as_of": 5, "error": "took\nlonger", "stale": true, "version": 3}`, `[{"n":1}] as of 5, stale: took longer`},
+		{``, `{"as_of": 0, "error": "not run yet", "stale": true, "version": 3}`, ` as of 0, stale: not run yet`},
+		{`[]`, `{"as_of": -1}`, "error"},
+		{`[]`, `[]`, "error"},
+		{`[]`, ``, "error"},
+	} {
+		r, err := parseLine([]byte(begin + test.after + "\t" + test.data))
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := "error"
+		if events, err := r.events(); err == nil {
+			e := events[0]
+			got = fmt.Sprintf("%s as of %d", e.Data, e.AsOf)
+			if e.Stale {
+				got += ", stale: " + e.Error
+			}
+			if e.Op != trumpet.OpResult || e.Topic != "stats" || e.New != nil || e.ID.String() != "7.0-a2b76302" {
+				t.Errorf("got %+v", e)
+			}
+		}
+		if got != test.want {
+			t.Errorf("%s, %s: %s, want %s", test.after, test.data, got, test.want)
+		}
+	}
+}
+
 func TestParseLineReadsStubsAndPositions(t *testing.T) {
 	t.Parallel()
 	r, err := parseLine([]byte("8\t0000000f"))

@@ -1,6 +1,7 @@
 package pgbus_test
 
 import (
+	"context"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -296,4 +297,26 @@ func TestAnAggregateWhoseColumnGoesIsStale(t *testing.T) {
 	pgtest.Exec(t, conn, "alter table jobs rename edition to version")
 	pgtest.Exec(t, conn, "insert into jobs values (3, 7)")
 	r.waitResult(t, "sums", "18", is(`[{"sum_version":18}]`))
+}
+
+// Events tell of all rows, so a role that does not see all cannot be who reads them.
+func TestAnAggregateIsNotReadThroughRowSecurity(t *testing.T) {
+	t.Parallel()
+	url, conn := database(t)
+	_, r, _ := start(t, url, "w1", nil)
+	role := "clerk_" + databaseName(t, conn)
+	pgtest.Exec(t, conn, "create role "+role+"; grant select on jobs to "+role+"; alter table jobs enable row level security; create policy some on jobs using (id < 5)")
+	t.Cleanup(func() {
+		// Roles belong to the server, which other tests share.
+		if _, err := conn.Exec(context.Background(), "drop owned by "+role+"; drop role "+role); err != nil {
+			t.Error(err)
+		}
+	})
+	pgtest.Exec(t, conn, "select trumpet.live_aggregate('n', 'jobs', run_as => '"+role+"')")
+	stale := r.waitResult(t, "n", "refused", func(e trumpet.Event) bool { return e.Stale && e.Error != "not run yet" })
+	if !strings.Contains(stale.Error, "row-level security hides rows of jobs") {
+		t.Errorf("told as %q", stale.Error)
+	}
+	pgtest.Exec(t, conn, "alter table jobs disable row level security; insert into jobs (id) values (7)")
+	r.waitResult(t, "n", "1", is(`[{"count":1}]`))
 }

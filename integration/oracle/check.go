@@ -16,8 +16,10 @@ const (
 	committed invariant = "I4"
 	equal     invariant = "I5"
 	bounded   invariant = "I6"
+	private   invariant = "I7"
 	prompt    invariant = "I8"
 	counted   invariant = "I9"
+	current   invariant = "I10"
 )
 
 // broken is an invariant that does not hold.
@@ -49,11 +51,13 @@ type claim struct {
 }
 
 // stretch is what a client got from a point on at which it began anew: its start, or a reset. It
-// goes on over any number of connections for as long as each resumes the one before.
+// goes on over any number of connections for as long as each resumes the one before, and ends where
+// the client's interest changes.
 type stretch struct {
-	after  trumpet.EventID
-	got    []received
-	claims []claim
+	after   trumpet.EventID
+	follows interest
+	got     []received
+	claims  []claim
 }
 
 // newest is the id up to which the stretch has everything.
@@ -72,34 +76,40 @@ func (s *stretch) newest() trumpet.EventID {
 // give 16 MiB and more in pieces.
 const largest = 8 << 20
 
-// check compares a stretch with the log: it must be the log's events on the client's topics, from
-// where the stretch began, each once, in order, whole; up to the last one that it has, and at least
+// expected is an event as a client must get it.
+type expected struct {
+	logged
+	op      trumpet.Op
+	content sum
+}
+
+// check compares a stretch with the log: it must be the log's events that the client's interest takes,
+// from where the stretch began, each once, in order, whole; up to the last one that it has, and at least
 // up to until.
-func (t *truth) check(s *stretch, follows func(topic string) bool, until trumpet.EventID) *broken {
+func (t *truth) check(s *stretch, until trumpet.EventID) *broken {
 	if !t.has(s.after) {
 		return breaks(committed, "it was told to begin after %s, which is not in the log", s.after)
 	}
-	var want []logged
-	for _, e := range t.after(s.after) {
-		if follows(e.topic) {
-			want = append(want, e)
-		}
-	}
+	var want []expected
 	sizes := map[string]int64{}
-	for _, e := range want {
-		if e.id.Ordinal == 0 {
-			sizes[e.xid] += e.size
+	for _, e := range t.after(s.after) {
+		sizes[e.xid] += e.size
+		if op, content, ok := s.follows.sees(&e); ok {
+			want = append(want, expected{e, op, content})
 		}
 	}
 	for i, got := range s.got {
 		if i >= len(want) || got.id.Compare(want[i].id) < 0 {
+			if e, ok := t.at(got.id); ok {
+				return breaks(private, "it got %s, and %s is not for it", got.describe(), e.describe())
+			}
 			return breaks(committed, "it got %s, which the log does not have on its topics", got.describe())
 		}
 		if c := got.id.Compare(want[i].id); c > 0 {
 			return breaks(delivered, "it did not get %s, and then got %s", want[i].describe(), got.describe())
 		}
-		if w := want[i]; got.id != w.id || got.topic != w.topic || got.op != w.op || got.sum != w.sum {
-			return breaks(committed, "it got %s, where the log has %s", got.describe(), w.describe())
+		if w := want[i]; got.id != w.id || got.topic != w.topic || got.op != w.op || got.sum != w.content {
+			return breaks(committed, "it got %s, where the log has %s, which it sees as %s", got.describe(), w.describe(), w.op)
 		}
 		more := i+1 < len(want) && want[i+1].xid == want[i].xid
 		if got.more != more && (got.more || sizes[want[i].xid] < largest) {
@@ -139,6 +149,7 @@ type transaction struct {
 func (t *truth) checkCommitted(after trumpet.EventID, transactions map[string]transaction, posts map[string]bool) *broken {
 	events := map[string]int{}
 	posted := map[string]int{}
+	newest := map[string]int64{}
 	seen := map[string]bool{} // transactions that are over
 	current := ""
 	for _, e := range t.after(after) {
@@ -148,6 +159,12 @@ func (t *truth) checkCommitted(after trumpet.EventID, transactions map[string]tr
 			}
 			seen[current] = true
 			current = e.xid
+		}
+		if e.op == trumpet.OpResult {
+			if b := t.checkResult(&e, newest); b != nil {
+				return b
+			}
+			continue // a worker's own transaction
 		}
 		if e.post != "" {
 			posted[e.post]++

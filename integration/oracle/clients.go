@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -58,7 +57,7 @@ type client struct {
 	rng       *rand.Rand
 	manner    manner
 	transport trumpettest.Transport
-	topics    []string
+	topics    []string // of who is no board
 	tamper    Tamper
 
 	disturbed atomic.Int64 // counts what the oracle, or its manner, did to it
@@ -67,7 +66,10 @@ type client struct {
 	reached   atomic.Int64 // the newest marker that it has
 
 	mu       sync.Mutex
-	last     string // its last id, as it would send it
+	interest interest
+	board    *board          // nil: it has no filters and no snapshots
+	results  map[string]held // of live queries
+	last     string          // its last id, as it would send it
 	stretch  *stretch
 	former   []*stretch // ended by resets, not compared yet
 	views    map[string]view
@@ -86,6 +88,7 @@ type connection struct {
 	since string
 	ready bool
 	reset bool // since the last ready
+	anew  bool // the client begins anew here, and is not ready yet
 	ours  bool // we cut it
 	ended string
 }
@@ -95,24 +98,27 @@ func newClient(r *run, index int) *client {
 		run: r, index: index, manner: r.config.manner(index), rng: r.rng(1000 + uint64(index)),
 		transport: []trumpettest.Transport{trumpettest.WebSocket, trumpettest.SSE}[index%2],
 		topics:    append([]string{markers}, topicSets[(index/2)%len(topicSets)]...),
-		views:     map[string]view{}, dirty: map[string]bool{},
+		views:     map[string]view{}, dirty: map[string]bool{}, results: map[string]held{},
 	}
 	if index%20 >= 10 { // so that each manner has both transports
 		c.transport = []trumpettest.Transport{trumpettest.SSE, trumpettest.WebSocket}[index%2]
 	}
+	if r.config.Tamper != nil {
+		c.tamper = r.config.Tamper(index)
+	}
+	if board := index - r.config.Clients; board >= 0 {
+		newBoard(c, board)
+		return c
+	}
+	c.interest = interestOf(c.topics)
 	c.name = fmt.Sprintf("client %d (%s, %s, %s)", index, c.transport, c.manner, strings.Join(c.topics[1:], ","))
 	for _, topic := range c.topics {
 		if maxRows[topic] > 0 {
 			c.views[topic], c.dirty[topic] = view{}, true
 		}
 	}
-	if r.config.Tamper != nil {
-		c.tamper = r.config.Tamper(index)
-	}
 	return c
 }
-
-func (c *client) follows(topic string) bool { return slices.Contains(c.topics, topic) }
 
 // note adds to the client's story. Its mu is held.
 func (c *client) note(format string, args ...any) { c.story.add(format, args...) }
@@ -133,7 +139,16 @@ func (c *client) live(ctx context.Context) {
 func (c *client) dial(ctx context.Context) (*connection, error) {
 	station := c.run.anyStation(c.rng)
 	c.mu.Lock()
-	d := trumpettest.Dialling{Transport: c.transport, Topics: strings.Join(c.topics, ","), Since: c.last}
+	d := trumpettest.Dialling{Transport: c.transport}
+	if c.board != nil {
+		d.Query = c.query() // it may have to begin anew
+	} else {
+		d.Topics = strings.Join(c.topics, ",")
+		if c.last == "" {
+			clear(c.results)
+		}
+	}
+	d.Since = c.last
 	if c.transport == trumpettest.SSE && c.last != "" && c.rng.IntN(2) == 0 {
 		d.Since, d.LastEventID = "", c.last
 		if c.rng.IntN(2) == 0 {
@@ -156,7 +171,7 @@ func (c *client) dial(ctx context.Context) (*connection, error) {
 		return nil, err
 	}
 	c.run.tally.connections.Add(1)
-	conn := &connection{Subscriber: subscriber, at: before, since: since}
+	conn := &connection{Subscriber: subscriber, at: before, since: since, anew: since == ""}
 	if before != station.sight() {
 		conn.at.process = 0 // which process it is, nobody can tell
 	}
@@ -234,7 +249,11 @@ func (c *client) follow(ctx context.Context, conn *connection) {
 		for _, frame := range frames {
 			c.take(conn, frame)
 		}
-		c.refresh(ctx, conn)
+		if c.board != nil {
+			c.seek(ctx, conn)
+		} else {
+			c.refresh(ctx, conn)
+		}
 	}
 }
 

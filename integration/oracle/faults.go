@@ -48,6 +48,9 @@ var faults = map[string]fault{
 	"worker-killed":       {theWorkers, 4, killWorker},
 	"worker-restarted":    {theWorkers, 3, restartWorker},
 	"worker-frozen":       {theWorkers, 3, freezeWorker},
+	"live-disturbed":      {theWorkers, 4, disturbKeeper},
+	"live-redefined":      {"", 1, redefine},
+	"table-locked":        {"", 2, lockTable},
 	"log-pruned":          {"", 2, pruneLog},
 	"queue-burdened":      {"", 2, burdenQueue},
 	"forged":              {"", 3, forge},
@@ -277,7 +280,10 @@ func network(of func(*rand.Rand) weather) func(context.Context, *run, *rand.Rand
 }
 
 func killWorker(ctx context.Context, r *run, rng *rand.Rand) error {
-	s := r.stations[rng.IntN(len(r.stations))]
+	return killStation(ctx, r, r.stations[rng.IntN(len(r.stations))], rng)
+}
+
+func killStation(ctx context.Context, r *run, s *station, rng *rand.Rand) error {
 	if err := s.worker.Kill(); err != nil {
 		return err
 	}
@@ -287,7 +293,10 @@ func killWorker(ctx context.Context, r *run, rng *rand.Rand) error {
 }
 
 func restartWorker(ctx context.Context, r *run, rng *rand.Rand) error {
-	s := r.stations[rng.IntN(len(r.stations))]
+	return restartStation(ctx, r.stations[rng.IntN(len(r.stations))])
+}
+
+func restartStation(ctx context.Context, s *station) error {
 	stopping, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	if err := s.worker.Stop(stopping); err != nil {
@@ -298,7 +307,10 @@ func restartWorker(ctx context.Context, r *run, rng *rand.Rand) error {
 }
 
 func freezeWorker(ctx context.Context, r *run, rng *rand.Rand) error {
-	s := r.stations[rng.IntN(len(r.stations))]
+	return freezeStation(ctx, r, r.stations[rng.IntN(len(r.stations))], rng)
+}
+
+func freezeStation(ctx context.Context, r *run, s *station, rng *rand.Rand) error {
 	if err := s.worker.Signal(syscall.SIGSTOP); err != nil {
 		return err
 	}

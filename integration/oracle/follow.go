@@ -44,6 +44,12 @@ func (c *client) take(conn *connection, frame trumpettest.Frame) {
 		wrong = c.ready(conn, &m, id)
 	case "reset":
 		wrong = c.reset(conn, &m, id)
+	case "snapshot":
+		wrong = c.snapshot(conn, &m)
+	case "subscribed":
+		wrong = c.subscribed(&m, id)
+	case "refused":
+		wrong = c.refused(conn, &m)
 	case "ping":
 		wrong = c.claim(id, "a ping")
 		c.last = m.ID
@@ -72,13 +78,21 @@ func (c *client) fail(b *broken) {
 
 func (c *client) event(conn *connection, m *trumpettest.Message, id trumpet.EventID) *broken {
 	c.run.tally.events.Add(1)
+	if m.Op == string(trumpet.OpResult) {
+		if c.interest[m.Topic] == 0 && (c.board == nil || c.board.wish == nil) {
+			return breaks(private, "it got a result of %s", m.Topic)
+		}
+		if b := c.result(m); b != nil || id.IsZero() {
+			return b
+		}
+	}
 	if id.IsZero() {
 		if m.Topic != "dispatch" || !strings.Contains(string(m.Data), noise) {
 			return breaks(committed, "it got an event without an id that nobody sent: %.200s", m.Data)
 		}
 		return nil
 	}
-	if c.stretch == nil || conn.since == "" && !conn.ready {
+	if c.stretch == nil || conn.anew {
 		return breaks(unique, "it got %s before it was told where it begins", id)
 	}
 	if newest := c.stretch.newest(); id.Compare(newest) <= 0 {
@@ -100,6 +114,9 @@ func (c *client) event(conn *connection, m *trumpettest.Message, id trumpet.Even
 		c.reached.Store(max(n, c.reached.Load())) // one that was given up may commit late
 		c.run.marked.tell()
 	}
+	if c.board != nil {
+		return c.strictly(m)
+	}
 	c.apply(m)
 	return nil
 }
@@ -113,6 +130,12 @@ func payload(m *trumpettest.Message) []byte {
 		return m.Old
 	case trumpet.OpBulk:
 		return fmt.Appendf(nil, "%s %d", m.Statement, m.Rows)
+	case trumpet.OpEnter:
+		return m.New
+	case trumpet.OpLeave:
+		return m.Old
+	case trumpet.OpResult:
+		return fmt.Appendf(nil, "%d %v %s", m.AsOf, m.Stale, m.Data)
 	}
 	return m.Data
 }
@@ -148,7 +171,11 @@ func (c *client) ready(conn *connection, m *trumpettest.Message, id trumpet.Even
 	if want := !conn.reset && (conn.since != "" || !first); m.Resumed != want {
 		return breaks(delivered, "it came with since %q, was reset: %v, and is told that it is ready with resumed %v", conn.since, conn.reset, m.Resumed)
 	}
-	conn.ready, conn.reset = true, false
+	if c.board != nil && conn.anew && len(c.board.loose) > 0 {
+		return breaks(delivered, "it is ready, and of %v no snapshot came", c.board.loose)
+	}
+	anew := conn.anew
+	conn.ready, conn.reset, conn.anew = true, false, false
 	c.last = m.ID
 	if first {
 		c.following.Store(true)
@@ -157,7 +184,7 @@ func (c *client) ready(conn *connection, m *trumpettest.Message, id trumpet.Even
 			c.run.seen(conn, "", "resumed")
 		}
 	}
-	if c.stretch == nil || !m.Resumed && conn.since == "" {
+	if c.stretch == nil || anew {
 		c.begin(id)
 		return nil
 	}
@@ -175,6 +202,14 @@ func (c *client) reset(conn *connection, m *trumpettest.Message, id trumpet.Even
 	if newest := c.stretch.newest(); !c.run.mayReset(wire.Reason(m.Reason), newest) {
 		return breaks(delivered, "it was reset (%s) with the last id %s, which the log could go on from", m.Reason, newest)
 	}
+	if c.board != nil && !conn.ready {
+		if m.ID != "" {
+			return breaks(delivered, "it came with snapshot=1, and is reset to %s without one", m.ID)
+		}
+		conn.anew = true
+		c.anew()
+		return nil
+	}
 	c.begin(id)
 	c.last = m.ID
 	return nil
@@ -185,9 +220,12 @@ func (c *client) begin(after trumpet.EventID) {
 	if c.stretch != nil {
 		c.former = append(c.former, c.stretch)
 	}
-	c.stretch = &stretch{after: after}
+	c.stretch = &stretch{after: after, follows: c.interest}
 	for table := range c.dirty {
 		c.dirty[table] = true
+	}
+	if c.board != nil && c.conn != nil && c.conn.reset { // told of it while it was live: it asks for snapshots
+		c.anew()
 	}
 }
 

@@ -48,7 +48,7 @@ func seed(t *testing.T) uint64 {
 func TestOracle(t *testing.T) {
 	report, err := Run(t.Context(), Config{
 		Seed: seed(t), Binary: worker, Duration: 14 * time.Second, Longest: 3 * time.Second, Calm: time.Second,
-		Clients: 14, Writers: 2,
+		Clients: 12, Boards: 9, Writers: 2,
 		Restless: 4 * time.Second, LiveWithin: 30 * time.Second, // of a machine that does much else
 	})
 	if err != nil {
@@ -58,7 +58,7 @@ func TestOracle(t *testing.T) {
 		t.Error(v)
 	}
 	t.Logf("%s\n%s", report.Line(), report.Markdown())
-	if !t.Failed() && (report.Committed == 0 || report.Aborted == 0 || report.Received == 0 || report.Resumes == 0 || len(report.Faults) == 0) {
+	if !t.Failed() && (report.Committed == 0 || report.Aborted == 0 || report.Received == 0 || report.Resumes == 0 || report.Snapshots == 0 || report.Moves == 0 || report.ResultsCompared == 0 || len(report.Faults) == 0) {
 		t.Error("this was no storm")
 	}
 }

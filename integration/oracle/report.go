@@ -61,6 +61,11 @@ type Report struct {
 	Connections, Resumes          int64
 	FromRing, FromLog             int64 // resumes, as workers that still run counted them
 	Vanished                      int64
+	Boards                        int
+	Snapshots, Moves              int64 // by boards: of a topic; rows that entered or left a filter
+	Wishes, Refused               int64 // subscribe frames that were granted, and not
+	Results, ResultsCompared      int64
+	Answered                      Recovery // how soon after a storm live queries were right
 	Resets, Endings               map[string]int
 	Faults                        map[string]Recovery
 	MostHeap, MostRSS, Goroutines float64
@@ -72,7 +77,11 @@ type tally struct {
 	events, compared, bulks     atomic.Int64
 	connections, resumes, rests atomic.Int64
 	vanished                    atomic.Int64
+	snapshots, moves, wishes    atomic.Int64
+	refused                     atomic.Int64
+	results, resultsCompared    atomic.Int64
 
+	answers         []time.Duration // how soon after a storm live queries were right
 	mu              sync.Mutex
 	resets, endings map[string]int
 	times           map[string]int
@@ -112,6 +121,12 @@ func (t *tally) measured(kinds []string, took []time.Duration) {
 	}
 }
 
+func (t *tally) answered(after time.Duration) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.answers = append(t.answers, after)
+}
+
 func (t *tally) scraped(at sighting, metrics map[string]float64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -136,12 +151,7 @@ func (r *run) report() Report {
 	defer t.mu.Unlock()
 	recoveries := map[string]Recovery{}
 	for kind, times := range t.times {
-		samples := slices.Sorted(slices.Values(t.samples[kind]))
-		recovery := Recovery{Times: times, Samples: len(samples)}
-		if n := len(samples); n > 0 {
-			recovery.Median, recovery.Most = samples[n/2], samples[n-1]
-		}
-		recoveries[kind] = recovery
+		recoveries[kind] = recovery(times, t.samples[kind])
 	}
 	var ring, log float64
 	for _, n := range t.resumed {
@@ -149,6 +159,8 @@ func (r *run) report() Report {
 	}
 	return Report{
 		FromRing: int64(ring), FromLog: int64(log),
+		Boards: r.config.Boards, Snapshots: t.snapshots.Load(), Moves: t.moves.Load(), Wishes: t.wishes.Load(), Refused: t.refused.Load(),
+		Results: t.results.Load(), ResultsCompared: t.resultsCompared.Load(), Answered: recovery(len(t.answers), t.answers),
 		Seed: r.config.Seed, Took: time.Since(r.begun), Rests: t.rests.Load(), Clients: len(r.clients), Workers: len(r.stations),
 		Violations: violations,
 		Committed:  t.committed.Load(), Aborted: t.aborted.Load(), Unknown: t.unknown.Load(),
@@ -159,14 +171,23 @@ func (r *run) report() Report {
 	}
 }
 
+func recovery(times int, took []time.Duration) Recovery {
+	sorted := slices.Sorted(slices.Values(took))
+	r := Recovery{Times: times, Samples: len(sorted)}
+	if n := len(sorted); n > 0 {
+		r.Median, r.Most = sorted[n/2], sorted[n-1]
+	}
+	return r
+}
+
 // Line is the report in one line.
 func (r Report) Line() string {
 	broken := 0
 	for _, f := range r.Faults {
 		broken += f.Times
 	}
-	return fmt.Sprintf("%v: %d transactions, %d positions, %d events received, %d connections, %d resumes, %d faults, %d violations",
-		r.Took.Round(time.Second), r.Committed, r.Events, r.Received, r.Connections, r.Resumes, broken, len(r.Violations))
+	return fmt.Sprintf("%v: %d transactions, %d positions, %d events received, %d connections, %d resumes, %d snapshots, %d results, %d faults, %d violations",
+		r.Took.Round(time.Second), r.Committed, r.Events, r.Received, r.Connections, r.Resumes, r.Snapshots, r.Results, broken, len(r.Violations))
 }
 
 // Markdown is the report as tables.
@@ -179,13 +200,17 @@ func (r Report) Markdown() string {
 	row("violations", "%d", len(r.Violations))
 	row("duration", "%v", r.Took.Round(time.Second))
 	row("seed", "%d", r.Seed)
-	row("workers, clients", "%d, %d", r.Workers, r.Clients)
+	row("workers, clients, of them with filters and snapshots", "%d, %d, %d", r.Workers, r.Clients, r.Boards)
 	row("comparisons with the log, of all clients", "%d", r.Rests)
 	row("transactions committed, aborted, of unknown outcome", "%d, %d, %d", r.Committed, r.Aborted, r.Unknown)
 	row("positions in the log", "%d", r.Events)
 	row("events received by clients", "%d", r.Received)
 	row("connections made; vanished without closing", "%d; %d", r.Connections, r.Vanished)
 	row("resumes; of those that workers could still tell at a rest, from memory and from the log", "%d; %d, %d", r.Resumes, r.FromRing, r.FromLog)
+	row("snapshots of a table given to clients; rows that entered or left a filter", "%d; %d", r.Snapshots, r.Moves)
+	row("subscribe and unsubscribe frames granted, refused for now", "%d, %d", r.Wishes, r.Refused)
+	row("results of live queries received; compared with a SELECT at rest", "%d; %d", r.Results, r.ResultsCompared)
+	row("live queries right after a storm's end: median, most", "%v, %v", r.Answered.Median.Round(time.Millisecond), r.Answered.Most.Round(time.Millisecond))
 	row("resets", "%s", counts(r.Resets))
 	row("endings", "%s", counts(r.Endings))
 	row("most heap, resident memory and goroutines of a worker at rest", "%.0f MB, %.0f MB, %.0f", r.MostHeap/1e6, r.MostRSS/1e6, r.Goroutines)

@@ -19,6 +19,7 @@ func (r *run) settle(ctx context.Context, last bool) error {
 	if err := r.endTransactions(ctx); err != nil {
 		return err
 	}
+	answers := r.awaitAnswers(ctx)
 	present := r.present()
 	n, err := r.gather(ctx, present)
 	if err != nil {
@@ -41,14 +42,14 @@ func (r *run) settle(ctx context.Context, last bool) error {
 		r.fail("the log", broken)
 	}
 	r.checked = until
-	tables := map[string]view{}
-	for table := range maxRows {
-		if tables[table], err = r.db.rows(ctx, table); err != nil {
+	tables := map[string]table{}
+	for name := range maxRows {
+		if tables[name], err = r.db.table(ctx, name); err != nil {
 			return err
 		}
 	}
 	for _, c := range present {
-		c.compare(&r.truth, until, tables)
+		c.compare(&r.truth, until, tables, answers)
 	}
 	r.truth.forget(r.oldest())
 	for _, s := range r.stations {
@@ -142,6 +143,10 @@ func (r *run) gather(ctx context.Context, present []*client) (n int64, err error
 func (r *run) anyDirty(clients []*client) bool {
 	for _, c := range clients {
 		c.mu.Lock()
+		if !c.settled() && !c.spoiled {
+			c.mu.Unlock()
+			return true
+		}
 		for _, dirty := range c.dirty {
 			if dirty && !c.spoiled {
 				c.mu.Unlock()
@@ -195,7 +200,7 @@ func (t *truth) marker(n int64) trumpet.EventID {
 
 // compare compares what the client got since it was compared last with the log, and its views with the
 // tables.
-func (c *client) compare(t *truth, until trumpet.EventID, tables map[string]view) {
+func (c *client) compare(t *truth, until trumpet.EventID, tables map[string]table, answers map[string]string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	t.mu.Lock()
@@ -204,23 +209,31 @@ func (c *client) compare(t *truth, until trumpet.EventID, tables map[string]view
 		return
 	}
 	for _, s := range c.former {
-		if b := t.check(s, c.follows, trumpet.EventID{}); b != nil {
+		if b := t.check(s, trumpet.EventID{}); b != nil {
 			c.fail(b)
 			return
 		}
 	}
-	if b := t.check(c.stretch, c.follows, until); b != nil {
+	if b := t.check(c.stretch, until); b != nil {
+		c.fail(b)
+		return
+	}
+	if !c.settled() {
+		c.fail(breaks(delivered, "at rest, it waits for a snapshot or an answer: loose %v, asked %+v", c.board.loose, c.board.wish))
+		return
+	}
+	if b := c.compareResults(answers); b != nil {
 		c.fail(b)
 		return
 	}
 	for topic, v := range c.views {
-		if difference := v.differs(tables[topic]); difference != "" {
+		if difference := v.differs(tables[topic].seen(c.interest[topic])); difference != "" {
 			c.fail(breaks(equal, "its view of %s differs: %s", topic, difference))
 			return
 		}
 	}
 	c.run.tally.compared.Add(int64(len(c.stretch.got)))
-	c.former, c.stretch = nil, &stretch{after: c.stretch.newest()}
+	c.former, c.stretch = nil, &stretch{after: c.stretch.newest(), follows: c.stretch.follows}
 }
 
 // oldest is the id after which some client has not been compared yet.

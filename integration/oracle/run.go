@@ -26,8 +26,9 @@ type Config struct {
 	// Duration is how long storms last, together; default 20 s. Each is at most Round long, by default
 	// 45 s, and ends in a rest, at which everything is compared.
 	Duration, Round time.Duration
-	// Workers, Clients and Writers: how many; default 2, 20 and 3.
-	Workers, Clients, Writers int
+	// Workers, Clients, Boards and Writers: how many; default 2, 20, 10 and 3. Boards are clients with
+	// filters and snapshots.
+	Workers, Clients, Boards, Writers int
 	// Pace is how long a writer waits between two transactions, on average; default 40 ms.
 	Pace time.Duration
 	// Calm is how long nothing is broken between two faults, at the most; default 3 s. A fault that
@@ -80,6 +81,7 @@ func (c Config) withDefaults() Config {
 	def(&c.Patience, time.Minute)
 	number(&c.Workers, 2)
 	number(&c.Clients, 20)
+	number(&c.Boards, 10)
 	number(&c.Writers, 3)
 	if c.manner == nil {
 		c.manner = mannerOf
@@ -94,7 +96,7 @@ func (c Config) validate() error {
 	if c.Binary == "" {
 		return errors.New("configure oracle: a binary is required")
 	}
-	if c.Duration < 0 || c.Round < 0 || c.Pace < 0 || c.Workers < 0 || c.Clients < 0 || c.Writers < 0 {
+	if c.Duration < 0 || c.Round < 0 || c.Pace < 0 || c.Workers < 0 || c.Clients < 0 || c.Boards < 0 || c.Writers < 0 {
 		return errors.New("configure oracle: nothing can be negative")
 	}
 	for _, kind := range c.Faults {
@@ -175,7 +177,7 @@ func (r *run) all(ctx context.Context) (err error) {
 	for i := range r.config.Writers {
 		r.writers = append(r.writers, &writer{run: r, name: fmt.Sprintf("w%d", i), rng: r.rng(10 + uint64(i))})
 	}
-	for i := range r.config.Clients {
+	for i := range r.config.Clients + r.config.Boards {
 		c := newClient(r, i)
 		r.clients = append(r.clients, c)
 	}

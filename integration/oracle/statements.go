@@ -3,6 +3,7 @@ package oracle
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"math"
 	"strings"
 
@@ -27,13 +28,22 @@ func (w *writer) statement(ctx context.Context, tx pgx.Tx, token string) (events
 	case n < 20:
 		return w.exec(ctx, tx, "customers", "delete from customers where id in (select id from customers where $1 <> '' order by id offset 200)", token)
 	case n < 110:
-		return w.exec(ctx, tx, "jobs", "insert into jobs (title, note) select $1, $3 from generate_series(1, $2)", token, 1+w.rng.IntN(3), w.text(200))
-	case n < 190:
-		return w.exec(ctx, tx, "jobs", "update jobs set title = $1, priority = $3, updated_at = now() where id % 20 = $2 and length(coalesce(note, '')) < 10000", token, some, w.rng.IntN(3))
-	case n < 230:
+		return w.exec(ctx, tx, "jobs", `
+			insert into jobs (title, note, status, priority, price, amount, customer_id)
+			select $1, case when g % 3 > 0 then $3 end, `+fmt.Sprintf(spread, "g")+` from generate_series(1, $2) g`,
+			token, 1+w.rng.IntN(3), w.text(200), w.rng.IntN(1000), w.amount())
+	case n < 170:
+		return w.exec(ctx, tx, "jobs", `
+			update jobs set title = $1, priority = $3, updated_at = now() where abs(id) % 20 = $2 and length(coalesce(note, '')) < 10000`, token, some, w.rng.IntN(3))
+	case n < 225: // rows go from filter to filter
+		return w.exec(ctx, tx, "jobs", `
+			update jobs set title = $1, note = case when id % 3 = 0 then $3 else note end, (status, priority, price, amount, customer_id)
+				= row(`+fmt.Sprintf(spread, "abs(id)::int")+`) where abs(id) % 5 = $2 % 5 and length(coalesce(note, '')) < 10000`,
+			token, some, w.text(50), w.rng.IntN(1000), w.amount())
+	case n < 245:
 		return w.partly(ctx, tx, token, some)
-	case n < 240: // it touches rows and changes none
-		touched, err := tx.Exec(ctx, "update jobs set title = title where id % 20 = $1", some)
+	case n < 252: // it touches rows and changes none
+		touched, err := tx.Exec(ctx, "update jobs set title = title where abs(id) % 20 = $1", some)
 		if int(touched.RowsAffected()) > maxRows["jobs"] {
 			return 1, err
 		}
@@ -48,6 +58,23 @@ func (w *writer) statement(ctx context.Context, tx pgx.Tx, token string) (events
 	default:
 		return w.broadcast(ctx, tx, token)
 	}
+}
+
+// spread is values for status, priority, price, amount and customer_id of a row, from a number of its own
+// and two parameters of the statement.
+const spread = `(array['new', 'open', 'on_site', 'done'])[1 + (%[1]s + $4::int) %% 4], (%[1]s + $4) %% 4, ((%[1]s * 7 + $4) %% 10000) / 100.0,
+	$5::numeric + (%[1]s + $4) %% 3, nullif((%[1]s + $4) %% 7, 0)`
+
+// amount is a number that is easily taken for another one, or null.
+func (w *writer) amount() *string {
+	all := []string{"", "", "0", "0.1", "0.10", "-0.000000000000000000001", "99.99", "12345678901234567890.123", "1e25", "98.5", "1e-7"}
+	if w.rng.IntN(30) == 0 {
+		all = []string{"NaN", "NaN", "Infinity", "-Infinity"}
+	}
+	if text := all[w.rng.IntN(len(all))]; text != "" {
+		return &text
+	}
+	return nil
 }
 
 // exec runs a statement that changes every row that it touches.

@@ -41,6 +41,10 @@ type logged struct {
 	sum   sum // of new, of a deleted row, of data, or of a bulk's statement and rows
 	size  int64
 	post  string // the token of a broadcast over HTTP, which has no row in committed
+
+	before  sum    // of the row before an update
+	was, is uint64 // which filters take the row before, and after
+	asOf    int64  // of a result
 }
 
 // place is one position of the log.
@@ -74,11 +78,19 @@ func (t *truth) read(ctx context.Context, tx pgx.Tx) error {
 		       case when r.op in ('insert', 'update') then array(select md5(a.row::text) from json_array_elements(r.after) with ordinality a(row, n) order by n)
 		            when r.op = 'delete' then array(select md5(b.row::text) from json_array_elements(r.before) with ordinality b(row, n) order by n)
 		            when r.op = 'broadcast' then array[md5(r.data::text)]
+		            when r.op = 'result' then array[md5((r.data->>'as_of') || ' ' || coalesce(r.data->>'stale', 'false') || ' '
+		                                                || coalesce(translate(r.after::text, E'\t\n\r', '   '), ''))]
 		            when r.op is null then null
 		            else array[md5(coalesce(r.statement || ' ' || r.rows, ''))] end,
 		       array(select b.n::int - 1 from json_array_elements(r.before) with ordinality b(row, n)
 		               join json_array_elements(r.after) with ordinality a(row, n) using (n)
 		              where r.op = 'update' and b.row::text = a.row::text),
+		       case when r.op = 'update' then array(select md5(b.row::text) from json_array_elements(r.before) with ordinality b(row, n) order by n) end,
+		       case r.topic when 'jobs' then array(select marks_jobs(b.row) from json_array_elements(r.before) with ordinality b(row, n) order by n)
+		                    when 'customers' then array(select marks_customers(b.row) from json_array_elements(r.before) with ordinality b(row, n) order by n) end,
+		       case r.topic when 'jobs' then array(select marks_jobs(a.row) from json_array_elements(r.after) with ordinality a(row, n) order by n)
+		                    when 'customers' then array(select marks_customers(a.row) from json_array_elements(r.after) with ordinality a(row, n) order by n) end,
+		       coalesce(case when r.op = 'result' then (r.data->>'as_of')::bigint end, 0),
 		       coalesce(octet_length(r.before::text), 0) + coalesce(octet_length(r.after::text), 0) + coalesce(octet_length(r.data::text), 0),
 		       coalesce(case when r.op = 'broadcast' and jsonb_typeof(r.data) = 'object' then r.data->>'post' end, '')
 		  from trumpet.log l left join trumpet.record r on r.xid = l.xid and r.id = l.id
@@ -89,9 +101,11 @@ func (t *truth) read(ctx context.Context, tx pgx.Tx) error {
 	var position, size int64
 	var tag, last int32
 	var xid, topic, op, post string
-	var sums []string
+	var sums, befores []string
 	var unchanged []int32
-	_, err = pgx.ForEachRow(rows, []any{&position, &tag, &last, &xid, &topic, &op, &sums, &unchanged, &size, &post}, func() error {
+	var was, is []int64
+	var asOf int64
+	_, err = pgx.ForEachRow(rows, []any{&position, &tag, &last, &xid, &topic, &op, &sums, &unchanged, &befores, &was, &is, &asOf, &size, &post}, func() error {
 		here := place{uint32(tag), last}
 		if len(t.places) == 0 {
 			t.first = position
@@ -118,8 +132,23 @@ func (t *truth) read(ctx context.Context, tx pgx.Tx) error {
 			if err != nil {
 				return err
 			}
-			id := trumpet.EventID{Position: position, Ordinal: ordinal, Tag: uint32(tag)}
-			t.events = append(t.events, logged{id, topic, trumpet.Op(op), xid, s, size, post})
+			e := logged{
+				id:    trumpet.EventID{Position: position, Ordinal: ordinal, Tag: uint32(tag)},
+				topic: topic, op: trumpet.Op(op), xid: xid, sum: s, size: size, post: post, asOf: asOf,
+			}
+			size = 0 // it is the record's, and counted once
+			if len(was) > 0 {
+				e.was = uint64(was[ordinal])
+			}
+			if len(is) > 0 {
+				e.is = uint64(is[ordinal])
+			}
+			if len(befores) > 0 {
+				if e.before, err = parseSum(befores[ordinal]); err != nil {
+					return err
+				}
+			}
+			t.events = append(t.events, e)
 		}
 		return nil
 	})
@@ -141,6 +170,15 @@ func (t *truth) has(id trumpet.EventID) bool {
 // after is the events after an id.
 func (t *truth) after(id trumpet.EventID) []logged {
 	return t.events[sort.Search(len(t.events), func(i int) bool { return t.events[i].id.Compare(id) > 0 }):]
+}
+
+// at is the event with an id.
+func (t *truth) at(id trumpet.EventID) (logged, bool) {
+	i := sort.Search(len(t.events), func(i int) bool { return t.events[i].id.Compare(id) >= 0 })
+	if i == len(t.events) || t.events[i].id != id {
+		return logged{}, false
+	}
+	return t.events[i], true
 }
 
 // head is the newest position that was read.

@@ -241,7 +241,7 @@ func (k *keeper) read(ctx context.Context) bool {
 	var asOf int64
 	if err == nil {
 		err = k.inCut(ctx, func(ctx context.Context, tx pgx.Tx, at int64) (err error) {
-			if err := p.readScales(ctx, tx); err != nil {
+			if err := p.readTable(ctx, tx); err != nil {
 				return err
 			}
 			asOf = at

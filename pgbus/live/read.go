@@ -2,10 +2,13 @@ package live
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/trumpet-realtime/trumpet"
 )
 
 // identifier quotes a name.
@@ -135,8 +138,19 @@ func keyOf(values []string) string {
 	return b.String()
 }
 
-// readScales reads how many digits behind the point the columns' sums have, where their types say so.
-func (p *plan) readScales(ctx context.Context, tx pgx.Tx) error {
+// errHidden is the reason of a refusal.
+var errHidden = errors.New("row-level security")
+
+// readTable reads how many digits behind the point the columns' sums have, where their types say so. It
+// refuses a table of which the role does not see all: events tell of all rows.
+func (p *plan) readTable(ctx context.Context, tx pgx.Tx) error {
+	var hidden bool
+	if err := tx.QueryRow(ctx, "select row_security_active($1::text::regclass)", identifier(p.table.Schema, p.table.Name)).Scan(&hidden); err != nil {
+		return err
+	}
+	if hidden {
+		return trumpet.Refuse(errHidden, "row-level security hides rows of %s from the role that counts them; give the role BYPASSRLS, or use trumpet.live_query", p.table.Name)
+	}
 	rows, err := tx.Query(ctx, `
 		select a.attname::text, substring(format_type(t.oid, case when t.typtype = 'd' then t.typtypmod else a.atttypmod end) from '[(]\d+,(\d+)[)]')::int
 		  from pg_attribute a join pg_type t on t.oid = a.atttypid

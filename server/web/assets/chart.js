@@ -29,7 +29,7 @@ export function barChart(root) {
     if (!width || !bars.length) return root.replaceChildren();
     const em = parseFloat(getComputedStyle(root).fontSize);
     const most = Math.max(1, ...bars.map((b) => b.value));
-    const step = round(most / 3);
+    const step = round(most / 4);
     const left = em * 0.62 * formatNumber(Math.ceil(most / step) * step).length + em * 0.6;
     const top = em * 1.5, floor = height - em * 2.9, each = (width - left) / bars.length;
     const y = (v) => floor - (v / most) * (floor - top);

@@ -1,0 +1,371 @@
+package oracle
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/trumpet-realtime/trumpet"
+	"github.com/trumpet-realtime/trumpet/internal/trumpettest"
+)
+
+// boardSets are what boards subscribe to when they come, dealt out like topicSets.
+var boardSets = [][]string{
+	{"jobs?status=eq.open", "customers?note=is.null", "by_status", "totals"},
+	{"jobs?priority=gte.1&priority=lt.3", "jobs?customer_id=is.null&status=neq.done", "amounts"},
+	{"jobs", "customers?name=gte.w1", "noted", "newest"},
+	{"jobs?id=gt.0", "dispatch", "by_customer"},
+	{"jobs?amount=gt.100", "jobs?note=is.null", "jobs?amount=eq.NaN", "amounts"},
+	{"jobs?status=not.in.(open,done)&price=gt.20.5", "customers", "by_status"},
+	{"jobs?quoted%20%22name=gte.0.5", "customers?note=not.is.null&id=lt.100", "totals", "nobody"},
+	{"jobs?customer_id=in.(1,2,30)", "jobs?updated_at=gt.2001-02-03T04%3A05%3A06Z&price=lte.50", "jobs?title=eq.nobody's&status=eq.open", "dispatch"},
+	{"customers?name=not.lt.old+3", "jobs?status=in.(new,on_site)", "jobs?amount=not.lte.0.10", "newest"},
+}
+
+// board is what a client has more that begins by snapshots, filters what it follows, and over WebSocket
+// changes that on the connection. It does as client.js does.
+type board struct {
+	rng           *rand.Rand
+	subscriptions []string
+	wish          *wish           // asked for, and not answered
+	loose         map[string]bool // tables whose view is not good until a snapshot comes
+	page          int             // of the topic below, the last one that came
+	coming        string          // the topic whose snapshot comes, up to its last page
+	pages         view
+	asked         time.Time // the last snapshot, or the last connection
+	refs          int
+	nextWish      time.Time
+}
+
+// wish is a frame that a client sent.
+type wish struct {
+	ref           int
+	subscriptions []string // all, if it is granted
+	topics        []string // of which snapshots must come
+	snapshot      bool
+	own           bool // a snapshot that it needs to go on
+	given         bool // a snapshot came: a view is ahead of the last id
+}
+
+// newBoard makes a client a board.
+func newBoard(c *client, index int) {
+	c.board = &board{rng: c.rng, loose: map[string]bool{}}
+	c.want(append([]string{markers}, boardSets[index%len(boardSets)]...))
+	c.name = fmt.Sprintf("board %d (%s, %s, %s)", c.index, c.transport, c.manner, strings.Join(c.board.subscriptions[1:], " "))
+}
+
+// want has the client follow these from here on. Views of tables that are new to it are not good yet.
+func (c *client) want(subscriptions []string) {
+	c.board.subscriptions, c.interest = subscriptions, interestOf(subscriptions)
+	for topic := range c.views {
+		if c.interest[topic] == 0 {
+			delete(c.views, topic)
+			delete(c.board.loose, topic)
+		}
+	}
+	for topic := range c.interest {
+		if maxRows[topic] > 0 && c.views[topic] == nil {
+			c.views[topic], c.board.loose[topic] = view{}, true
+		}
+	}
+	for name := range c.results {
+		if c.interest[name] == 0 {
+			delete(c.results, name)
+		}
+	}
+}
+
+// anew has the client begin anew: nothing that it has is good.
+func (c *client) anew() {
+	for topic := range c.views {
+		c.board.loose[topic] = true
+	}
+	c.last = ""
+	clear(c.results)
+}
+
+// query is what a board asks for in its URL, in both spellings of filters. Its mu is held.
+func (c *client) query() string {
+	b := c.board
+	if w := b.wish; w != nil { // it was not answered: as if it had been granted, or never made
+		b.wish = nil
+		if w.given || b.rng.IntN(2) == 0 && !w.own {
+			c.want(w.subscriptions)
+			c.anew()
+		}
+	}
+	if len(b.loose) > 0 {
+		c.anew()
+	}
+	b.coming, b.asked = "", time.Now()
+	var plain, parts []string
+	raw := b.rng.IntN(2) == 0
+	for _, s := range b.subscriptions {
+		switch {
+		case !strings.Contains(s, "?"):
+			plain = append(plain, s)
+		case raw:
+			parts = append(parts, "topics="+s)
+		default:
+			parts = append(parts, "topics="+url.QueryEscape(s))
+		}
+	}
+	return strings.Join(append(parts, "topics="+strings.Join(plain, ","), "snapshot=1"), "&")
+}
+
+// keyOf is a row's key as events have it.
+func keyOf(row []byte) (string, error) {
+	var has struct{ ID *json.Number }
+	if err := json.Unmarshal(row, &has); err != nil || has.ID == nil {
+		return "", fmt.Errorf("a row without a key: %.200s", row)
+	}
+	return fmt.Sprintf(`{"id":%s}`, *has.ID), nil
+}
+
+// snapshot takes a page of rows.
+func (c *client) snapshot(conn *connection, m *trumpettest.Message) *broken {
+	b := c.board
+	if b == nil || !conn.anew && (b.wish == nil || !b.wish.snapshot || !slices.Contains(b.wish.topics, m.Topic)) {
+		return breaks(private, "it got a snapshot of %s that it did not ask for", m.Topic)
+	}
+	if conn.anew && c.interest[m.Topic] == 0 || maxRows[m.Topic] == 0 {
+		return breaks(private, "it got a snapshot of %s, which it does not follow or is no table", m.Topic)
+	}
+	if m.Page == 1 {
+		b.coming, b.page, b.pages = m.Topic, 0, view{}
+	}
+	if b.page++; m.Topic != b.coming || m.Page != b.page {
+		return breaks(ordered, "page %d of the snapshot of %s came, where page %d of %s should be", m.Page, m.Topic, b.page, b.coming)
+	}
+	for _, row := range m.Snapshot {
+		key, err := keyOf(row)
+		if err != nil {
+			return breaks(committed, "the snapshot of %s has %v", m.Topic, err)
+		}
+		if _, there := b.pages[key]; there {
+			return breaks(unique, "the snapshot of %s has the row %s twice", m.Topic, key)
+		}
+		b.pages[key] = sumOf(row)
+	}
+	if m.More {
+		return nil
+	}
+	c.run.tally.snapshots.Add(1)
+	c.note("has a snapshot of %s, %d rows in %d pages", m.Topic, len(b.pages), b.page)
+	b.coming = ""
+	if !conn.anew {
+		b.wish.given = true
+		b.wish.topics = slices.DeleteFunc(b.wish.topics, func(t string) bool { return t == m.Topic })
+	}
+	c.views[m.Topic] = b.pages
+	delete(b.loose, m.Topic)
+	return nil
+}
+
+// strictly does to a board's view what an event says, which must fit what the view has.
+func (c *client) strictly(m *trumpettest.Message) *broken {
+	v, op := c.views[m.Topic], trumpet.Op(m.Op)
+	switch {
+	case v == nil:
+		return nil
+	case op == trumpet.OpBulk:
+		c.board.loose[m.Topic] = true
+		c.run.tally.bulks.Add(1)
+		return nil
+	case op == trumpet.OpTruncate:
+		clear(v)
+		return nil
+	case c.board.loose[m.Topic]:
+		return nil
+	}
+	key, before := string(m.Key), m.Old
+	if op == trumpet.OpUpdate {
+		var err error
+		if before, err = trumpet.MergeOld(m.New, m.Old); err != nil {
+			return breaks(committed, "the update %s cannot be undone: %v", m.ID, err)
+		}
+		if key, err = keyOf(before); err != nil {
+			return breaks(committed, "the update %s is of %v", m.ID, err)
+		}
+	}
+	row, there := v[key]
+	switch op {
+	case trumpet.OpEnter, trumpet.OpLeave:
+		c.run.tally.moves.Add(1)
+	}
+	switch op {
+	case trumpet.OpInsert, trumpet.OpEnter:
+		if there {
+			return breaks(equal, "it is told of the %s of row %s of %s, which it has (%s)", op, key, m.Topic, m.ID)
+		}
+		v[key] = sumOf(m.New)
+	case trumpet.OpUpdate, trumpet.OpDelete, trumpet.OpLeave:
+		if !there {
+			return breaks(equal, "it is told of the %s of row %s of %s, which it does not have (%s)", op, key, m.Topic, m.ID)
+		}
+		if row != sumOf(before) {
+			return breaks(equal, "it is told of the %s of row %s of %s, which had another content (%s): %.300s", op, key, m.Topic, m.ID, before)
+		}
+		delete(v, key)
+		if op == trumpet.OpUpdate {
+			if _, there := v[string(m.Key)]; there {
+				return breaks(equal, "row %s of %s becomes %s, which it has (%s)", key, m.Topic, m.Key, m.ID)
+			}
+			v[string(m.Key)] = sumOf(m.New)
+		}
+	}
+	return nil
+}
+
+// subscribed takes the answer to a frame: from here on the client follows what it asked for.
+func (c *client) subscribed(m *trumpettest.Message, id trumpet.EventID) *broken {
+	if c.board == nil || c.board.wish == nil || string(m.Ref) != fmt.Sprint(c.board.wish.ref) {
+		return breaks(ordered, "it got an answer to a frame that it did not send: ref %s", m.Ref)
+	}
+	w := c.board.wish
+	c.board.wish = nil
+	c.note("is told that %d is done at %s", w.ref, m.ID)
+	if w.snapshot && len(w.topics) > 0 {
+		return breaks(delivered, "its subscription %d is complete after %s, and no snapshot of %s came", w.ref, m.ID, w.topics)
+	}
+	var names []string
+	for _, text := range w.subscriptions {
+		s, err := trumpet.ParseSubscription(text)
+		if err != nil {
+			return breaks(ordered, "%s is no subscription: %v", text, err)
+		}
+		names = append(names, s.String())
+	}
+	slices.Sort(names)
+	if !slices.Equal(names, m.Topics) {
+		return breaks(ordered, "its subscriptions are %q, and must be %q", m.Topics, names)
+	}
+	c.run.tally.wishes.Add(1)
+	if b := c.claim(id, "subscribed"); b != nil {
+		return b
+	}
+	c.former = append(c.former, c.stretch)
+	c.want(w.subscriptions)
+	c.stretch = &stretch{after: id, follows: c.interest}
+	c.last = m.ID
+	return nil
+}
+
+// refused takes the answer to a frame that cannot be granted: what needs it begins anew.
+func (c *client) refused(conn *connection, m *trumpettest.Message) *broken {
+	if c.board == nil || c.board.wish == nil || string(m.Ref) != fmt.Sprint(c.board.wish.ref) {
+		return breaks(ordered, "it got a refusal of a frame that it did not send: ref %s", m.Ref)
+	}
+	w := c.board.wish
+	c.board.wish = nil
+	c.run.tally.refused.Add(1)
+	c.note("is told that %d is refused: %s", w.ref, m.Message)
+	if !strings.Contains(m.Message, "later") {
+		return breaks(delivered, "its subscription is refused for good: %s", m.Message)
+	}
+	if w.own {
+		conn.ours = true
+		conn.Cut()
+	}
+	return nil
+}
+
+// seek asks for what a board needs, or, now and then, wants.
+func (c *client) seek(ctx context.Context, conn *connection) {
+	storming, _ := c.run.storming()
+	c.mu.Lock()
+	b := c.board
+	w := &wish{subscriptions: b.subscriptions}
+	var topics []string // what the frame names
+	unsubscribe := false
+	switch {
+	case c.spoiled || b.wish != nil || conn.anew || !conn.ready && b.rng.IntN(2) == 0: // also asks while it catches up
+	case len(b.loose) > 0:
+		if time.Since(b.asked) < 300*time.Millisecond {
+			break
+		}
+		if c.transport == trumpettest.SSE {
+			c.note("comes back for a snapshot")
+			conn.ours = true
+			conn.Cut() // it will be dialled without an id
+			break
+		}
+		w.own, w.snapshot = true, true
+		for _, s := range b.subscriptions {
+			if topic, _, _ := strings.Cut(s, "?"); b.loose[topic] {
+				topics = append(topics, s)
+			}
+		}
+	case c.transport == trumpettest.WebSocket && storming && conn.ready && time.Now().After(b.nextWish):
+		if !b.nextWish.IsZero() {
+			topics, unsubscribe = b.choose()
+			w.snapshot = !unsubscribe
+		}
+		b.nextWish = time.Now().Add(time.Duration(b.rng.IntN(int(c.run.config.Restless))))
+	}
+	if topics == nil {
+		c.mu.Unlock()
+		return
+	}
+	b.refs++
+	w.ref, b.asked = b.refs, time.Now()
+	frame := map[string]any{"type": "subscribe", "ref": w.ref, "topics": topics}
+	if unsubscribe {
+		frame["type"] = "unsubscribe"
+		w.subscriptions = slices.DeleteFunc(slices.Clone(b.subscriptions), func(s string) bool { return slices.Contains(topics, s) })
+	} else {
+		w.subscriptions = slices.Clone(b.subscriptions)
+		for _, s := range topics {
+			if !slices.Contains(w.subscriptions, s) {
+				w.subscriptions = append(w.subscriptions, s)
+			}
+			if topic, _, _ := strings.Cut(s, "?"); maxRows[topic] > 0 && !slices.Contains(w.topics, topic) {
+				w.topics = append(w.topics, topic)
+			}
+		}
+		frame["snapshot"] = w.snapshot
+	}
+	b.wish = w
+	c.note("asks, as %d, to %s %s", w.ref, frame["type"], topics)
+	c.mu.Unlock()
+	text, err := json.Marshal(frame)
+	if err != nil {
+		panic(err) // strings and numbers
+	}
+	bounded, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	_ = conn.Send(bounded, string(text)) // the connection has ended: reading says so
+}
+
+// choose is a random wish: to leave all of a topic, or to follow something more.
+func (b *board) choose() (topics []string, unsubscribe bool) {
+	if n := len(b.subscriptions); n > 1 && b.rng.IntN(3) == 0 || n > 8 {
+		leave, _, _ := strings.Cut(b.subscriptions[1+b.rng.IntN(n-1)], "?") // markers are the first
+		for _, s := range b.subscriptions {
+			if topic, _, _ := strings.Cut(s, "?"); topic == leave {
+				topics = append(topics, s)
+			}
+		}
+		return topics, true
+	}
+	names := append(liveNames(), "jobs", "customers", "dispatch")
+	for range 1 + b.rng.IntN(3) {
+		if b.rng.IntN(3) == 0 {
+			topics = append(topics, names[b.rng.IntN(len(names))])
+		} else {
+			topics = append(topics, filters[b.rng.IntN(len(filters))].subscription())
+		}
+	}
+	slices.Sort(topics)
+	return slices.Compact(topics), false
+}
+
+// settled reports whether the client waits for no snapshot and no answer. Its mu is held.
+func (c *client) settled() bool {
+	return c.board == nil || len(c.board.loose) == 0 && c.board.wish == nil && (c.conn == nil || !c.conn.anew)
+}

@@ -47,7 +47,6 @@ func (s *Server) client(w http.ResponseWriter, r *http.Request, format wire.Form
 		return c, nil, false
 	}
 	if err != nil {
-		s.config.Logger.Warn("cannot check a filter", "error", err)
 		ending = &endingBlind
 	}
 	c.Snapshot = q.snapshot
@@ -93,8 +92,10 @@ func (s *Server) interest(ctx context.Context, subscription trumpet.Subscription
 	if s.config.Catalog != nil {
 		var err error
 		if table, known, err = s.config.Catalog.Table(ctx, subscription.Topic); err != nil {
+			s.noteBlind(err)
 			return hub.Interest{}, err
 		}
+		s.blind.Store(false)
 	}
 	if !known {
 		return hub.Interest{}, trumpet.Refuse(trumpet.ErrFilter,
@@ -105,6 +106,16 @@ func (s *Server) interest(ctx context.Context, subscription trumpet.Subscription
 		return hub.Interest{}, err
 	}
 	return hub.Interest{Subscription: matcher.Subscription(), Matcher: matcher}, nil
+}
+
+// noteBlind logs that Postgres cannot be asked, once: all clients come back until it can.
+func (s *Server) noteBlind(err error) {
+	if _, ok := errors.AsType[*trumpet.Refusal](err); ok || errors.Is(err, context.Canceled) {
+		return // the client's, or it has gone
+	}
+	if !s.blind.Swap(true) {
+		s.config.Logger.Warn("cannot ask Postgres for the columns of a filter; its clients are sent away to come back", "error", err)
+	}
 }
 
 // change fits a client's command to the tables. Like interests, it may return a *trumpet.Refusal.

@@ -174,8 +174,8 @@ func TestSnapshotBounds(t *testing.T) {
 	if rows, _, err := read(1000, 0, matcher(t, bus, "jobs?id=eq.1"), matcher(t, bus, "jobs")); rows != 1000 || err != nil {
 		t.Errorf("with all among them: %d rows, %v", rows, err)
 	}
-	if _, err := readAll(t, bus, "dispatch"); !errors.Is(err, trumpet.ErrFilter) {
-		t.Errorf("no table: %v", err)
+	if rows, err := readAll(t, bus, "dispatch"); err != nil || rows != nil {
+		t.Errorf("no table: %q, %v", rows, err)
 	}
 	s, err := bus.ReadSnapshot(t.Context(), nil, trumpet.SnapshotLimits{})
 	if err != nil || len(s.Topics) != 0 || s.At.IsZero() {

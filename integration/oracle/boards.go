@@ -80,13 +80,17 @@ func (c *client) want(subscriptions []string) {
 	}
 }
 
-// anew has the client begin anew: nothing that it has is good.
-func (c *client) anew() {
-	for topic := range c.views {
-		c.board.loose[topic] = true
-	}
+// anew has the client begin anew over a connection: nothing that it has is good.
+func (c *client) anew(conn *connection) {
 	c.last = ""
 	clear(c.results)
+	conn.anew, conn.lacks = true, map[string]bool{}
+	if c.board == nil {
+		return
+	}
+	for topic := range c.views {
+		c.board.loose[topic], conn.lacks[topic] = true, true
+	}
 }
 
 // query is what a board asks for in its URL, in both spellings of filters. Its mu is held.
@@ -96,11 +100,11 @@ func (c *client) query() string {
 		b.wish = nil
 		if w.given || b.rng.IntN(2) == 0 && !w.own {
 			c.want(w.subscriptions)
-			c.anew()
+			c.last = ""
 		}
 	}
 	if len(b.loose) > 0 {
-		c.anew()
+		c.last = ""
 	}
 	b.coming, b.asked = "", time.Now()
 	var plain, parts []string
@@ -164,6 +168,7 @@ func (c *client) snapshot(conn *connection, m *trumpettest.Message) *broken {
 	}
 	c.views[m.Topic] = b.pages
 	delete(b.loose, m.Topic)
+	delete(conn.lacks, m.Topic)
 	return nil
 }
 
@@ -235,6 +240,11 @@ func (c *client) subscribed(m *trumpettest.Message, id trumpet.EventID) *broken 
 	}
 	var names []string
 	for _, text := range w.subscriptions {
+		for _, f := range filters {
+			if f.told != "" && f.subscription() == text {
+				text = f.topic + "?" + f.told
+			}
+		}
 		s, err := trumpet.ParseSubscription(text)
 		if err != nil {
 			return breaks(ordered, "%s is no subscription: %v", text, err)
@@ -268,15 +278,15 @@ func (c *client) refused(conn *connection, m *trumpettest.Message) *broken {
 	if !strings.Contains(m.Message, "later") {
 		return breaks(delivered, "its subscription is refused for good: %s", m.Message)
 	}
-	if w.own {
+	if w.own { // as client.js, which begins anew
 		conn.ours = true
 		conn.Cut()
 	}
 	return nil
 }
 
-// seek asks for what a board needs, or, now and then, wants.
-func (c *client) seek(ctx context.Context, conn *connection) {
+// seek asks for what a board needs, or, now and then, wants. leave: the connection is of no use any more.
+func (c *client) seek(ctx context.Context, conn *connection) (leave bool) {
 	storming, _ := c.run.storming()
 	c.mu.Lock()
 	b := c.board
@@ -291,8 +301,7 @@ func (c *client) seek(ctx context.Context, conn *connection) {
 		}
 		if c.transport == trumpettest.SSE {
 			c.note("comes back for a snapshot")
-			conn.ours = true
-			conn.Cut() // it will be dialled without an id
+			conn.ours, leave = true, true // it will be dialled without an id
 			break
 		}
 		w.own, w.snapshot = true, true
@@ -310,7 +319,7 @@ func (c *client) seek(ctx context.Context, conn *connection) {
 	}
 	if topics == nil {
 		c.mu.Unlock()
-		return
+		return leave
 	}
 	b.refs++
 	w.ref, b.asked = b.refs, time.Now()
@@ -340,6 +349,7 @@ func (c *client) seek(ctx context.Context, conn *connection) {
 	bounded, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	_ = conn.Send(bounded, string(text)) // the connection has ended: reading says so
+	return false
 }
 
 // choose is a random wish: to leave all of a topic, or to follow something more.

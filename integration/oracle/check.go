@@ -87,12 +87,18 @@ type expected struct {
 // from where the stretch began, each once, in order, whole; up to the last one that it has, and at least
 // up to until.
 func (t *truth) check(s *stretch, until trumpet.EventID) *broken {
-	if !t.has(s.after) {
+	events := t.after(s.after)
+	switch {
+	case s.after.IsZero() && len(s.got) > 0: // it was not told where its snapshots stand
+		events = t.after(trumpet.EventID{Position: s.got[0].id.Position, Ordinal: s.got[0].id.Ordinal - 1})
+	case s.after.IsZero() && len(s.claims) > 0:
+		events = t.after(s.claims[0].id)
+	case !t.has(s.after):
 		return breaks(committed, "it was told to begin after %s, which is not in the log", s.after)
 	}
 	var want []expected
 	sizes := map[string]int64{}
-	for _, e := range t.after(s.after) {
+	for _, e := range events {
 		sizes[e.xid] += e.size
 		if op, content, ok := s.follows.sees(&e); ok {
 			want = append(want, expected{e, op, content})
@@ -101,7 +107,8 @@ func (t *truth) check(s *stretch, until trumpet.EventID) *broken {
 	for i, got := range s.got {
 		if i >= len(want) || got.id.Compare(want[i].id) < 0 {
 			if e, ok := t.at(got.id); ok {
-				return breaks(private, "it got %s, and %s is not for it", got.describe(), e.describe())
+				return breaks(private, "it got %s, and %s is not for it: filters %b take the row before, %b the one after, it has %b",
+					got.describe(), e.describe(), e.was, e.is, s.follows[e.topic])
 			}
 			return breaks(committed, "it got %s, which the log does not have on its topics", got.describe())
 		}

@@ -87,9 +87,10 @@ type connection struct {
 	at    sighting
 	since string
 	ready bool
-	reset bool // since the last ready
-	anew  bool // the client begins anew here, and is not ready yet
-	ours  bool // we cut it
+	reset bool            // since the last ready
+	anew  bool            // the client begins anew here, and has nothing yet that it could go on from
+	lacks map[string]bool // tables whose snapshots must come first
+	ours  bool            // we cut it
 	ended string
 }
 
@@ -144,9 +145,6 @@ func (c *client) dial(ctx context.Context) (*connection, error) {
 		d.Query = c.query() // it may have to begin anew
 	} else {
 		d.Topics = strings.Join(c.topics, ",")
-		if c.last == "" {
-			clear(c.results)
-		}
 	}
 	d.Since = c.last
 	if c.transport == trumpettest.SSE && c.last != "" && c.rng.IntN(2) == 0 {
@@ -178,6 +176,9 @@ func (c *client) dial(ctx context.Context) (*connection, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.conn = conn
+	if conn.anew {
+		c.anew(conn)
+	}
 	c.note("connects to %s with since %q", conn.at, since)
 	return conn, nil
 }
@@ -250,7 +251,9 @@ func (c *client) follow(ctx context.Context, conn *connection) {
 			c.take(conn, frame)
 		}
 		if c.board != nil {
-			c.seek(ctx, conn)
+			if c.seek(ctx, conn) {
+				return
+			}
 		} else {
 			c.refresh(ctx, conn)
 		}

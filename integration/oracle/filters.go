@@ -9,28 +9,32 @@ import (
 
 // filter is what a client may ask of a table, in the protocol's words and in SQL's. That both say the
 // same is what is tested; so the second is written by hand.
-type filter struct{ topic, text, where string }
+type filter struct {
+	topic, text, where string
+	told               string // as workers repeat it, if otherwise
+}
 
 var filters = []filter{
-	{"jobs", "status=eq.open", "status = 'open'"},
-	{"jobs", "status=in.(new,on_site)", "status in ('new', 'on_site')"},
-	{"jobs", "priority=gte.1&priority=lt.3", "priority >= 1 and priority < 3"},
-	{"jobs", "customer_id=is.null&status=neq.done", "customer_id is null and status <> 'done'"},
-	{"jobs", "customer_id=not.is.null", "customer_id is not null"},
-	{"jobs", "customer_id=in.(1,2,30)", "customer_id in (1, 2, 30)"},
-	{"jobs", "status=not.in.(open,done)&price=gt.20.5", "status not in ('open', 'done') and price > 20.5"},
-	{"jobs", "amount=gt.100", "amount > 100"},            // so is NaN
-	{"jobs", "amount=not.lte.0.10", "not amount <= 0.1"}, // null is neither
-	{"jobs", "amount=eq.NaN", "amount = 'NaN'"},
-	{"jobs", "note=is.null", "note is null"},
-	{"jobs", "id=gt.0", "id > 0"}, // a row may leave, and enter, by its key
-	{"jobs", "quoted%20%22name=gte.0.5", `"quoted ""name" >= 0.5`},
-	{"jobs", "updated_at=gt.2001-02-03T04%3A05%3A06Z&price=lte.50", "updated_at > '2001-02-03 04:05:06+00' and price <= 50"},
-	{"jobs", "title=eq.nobody's&status=eq.open", "title = 'nobody''s' and status = 'open'"}, // no row
-	{"customers", "note=is.null", "note is null"},
-	{"customers", "note=not.is.null&id=lt.100", "note is not null and id < 100"},
-	{"customers", "name=gte.w1", `name collate "C" >= 'w1'`},
-	{"customers", "name=not.lt.old+3", `not name collate "C" < 'old 3'`},
+	{topic: "jobs", text: "status=eq.open", where: "status = 'open'"},
+	{topic: "jobs", text: "status=in.(new,on_site)", where: "status in ('new', 'on_site')"},
+	{topic: "jobs", text: "priority=gte.1&priority=lt.3", where: "priority >= 1 and priority < 3"},
+	{topic: "jobs", text: "customer_id=is.null&status=neq.done", where: "customer_id is null and status <> 'done'"},
+	{topic: "jobs", text: "customer_id=not.is.null", where: "customer_id is not null"},
+	{topic: "jobs", text: "customer_id=in.(1,2,30)", where: "customer_id in (1, 2, 30)"},
+	{topic: "jobs", text: "status=not.in.(open,done)&price=gt.20.5", where: "status not in ('open', 'done') and price > 20.5"},
+	{topic: "jobs", text: "amount=gt.100", where: "amount > 100"},                                        // so is NaN
+	{topic: "jobs", text: "amount=not.lte.0.10", where: "not amount <= 0.1", told: "amount=not.lte.0.1"}, // null is neither
+	{topic: "jobs", text: "amount=eq.NaN", where: "amount = 'NaN'"},
+	{topic: "jobs", text: "note=is.null", where: "note is null"},
+	{topic: "jobs", text: "id=gt.0", where: "id > 0"}, // a row may leave, and enter, by its key
+	{topic: "jobs", text: "quoted%20%22name=gte.0.5", where: `"quoted ""name" >= 0.5`},
+	{topic: "jobs", text: "updated_at=gt.2001-02-03T04%3A05%3A06Z&price=lte.50", where: "updated_at > '2001-02-03 04:05:06+00' and price <= 50",
+		told: "price=lte.50&updated_at=gt.2001-02-03T04:05:06%2B00:00"},
+	{topic: "jobs", text: "title=eq.nobody's&status=eq.open", where: "title = 'nobody''s' and status = 'open'"}, // no row
+	{topic: "customers", text: "note=is.null", where: "note is null"},
+	{topic: "customers", text: "note=not.is.null&id=lt.100", where: "note is not null and id < 100"},
+	{topic: "customers", text: "name=gte.w1", where: `name collate "C" >= 'w1'`},
+	{topic: "customers", text: "name=not.lt.old+3", where: `not name collate "C" < 'old 3'`},
 }
 
 // subscription is the filter as clients write it.

@@ -92,6 +92,10 @@ func (c *client) event(conn *connection, m *trumpettest.Message, id trumpet.Even
 		}
 		return nil
 	}
+	if c.board != nil && conn.anew && len(conn.lacks) == 0 {
+		c.begin(trumpet.EventID{}) // behind its snapshots; ready comes later
+		conn.anew = false
+	}
 	if c.stretch == nil || conn.anew {
 		return breaks(unique, "it got %s before it was told where it begins", id)
 	}
@@ -171,8 +175,8 @@ func (c *client) ready(conn *connection, m *trumpettest.Message, id trumpet.Even
 	if want := !conn.reset && (conn.since != "" || !first); m.Resumed != want {
 		return breaks(delivered, "it came with since %q, was reset: %v, and is told that it is ready with resumed %v", conn.since, conn.reset, m.Resumed)
 	}
-	if c.board != nil && conn.anew && len(c.board.loose) > 0 {
-		return breaks(delivered, "it is ready, and of %v no snapshot came", c.board.loose)
+	if c.board != nil && conn.anew && len(conn.lacks) > 0 {
+		return breaks(delivered, "it is ready, and of %v no snapshot came", conn.lacks)
 	}
 	anew := conn.anew
 	conn.ready, conn.reset, conn.anew = true, false, false
@@ -196,6 +200,13 @@ func (c *client) reset(conn *connection, m *trumpettest.Message, id trumpet.Even
 	c.run.tally.reset(m.Reason)
 	c.run.seen(conn, "", "reset "+m.Reason)
 	conn.reset = true
+	if c.board != nil && conn.anew && m.ID == "" { // its snapshots are not good
+		c.anew(conn)
+		if !c.run.mayReset(wire.Reason(m.Reason), trumpet.EventID{}) {
+			return breaks(delivered, "it was reset (%s) while it got its first snapshots", m.Reason)
+		}
+		return nil
+	}
 	if c.stretch == nil {
 		return breaks(delivered, "it was reset (%s) before it had anything", m.Reason)
 	}
@@ -206,11 +217,16 @@ func (c *client) reset(conn *connection, m *trumpettest.Message, id trumpet.Even
 		if m.ID != "" {
 			return breaks(delivered, "it came with snapshot=1, and is reset to %s without one", m.ID)
 		}
-		conn.anew = true
-		c.anew()
+		c.anew(conn)
 		return nil
 	}
 	c.begin(id)
+	if c.board != nil { // it asks for snapshots
+		for topic := range c.views {
+			c.board.loose[topic] = true
+		}
+		clear(c.results)
+	}
 	c.last = m.ID
 	return nil
 }
@@ -223,9 +239,6 @@ func (c *client) begin(after trumpet.EventID) {
 	c.stretch = &stretch{after: after, follows: c.interest}
 	for table := range c.dirty {
 		c.dirty[table] = true
-	}
-	if c.board != nil && c.conn != nil && c.conn.reset { // told of it while it was live: it asks for snapshots
-		c.anew()
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"regexp"
 	"strings"
 	"time"
 
@@ -26,9 +27,9 @@ var liveQueries = []liveQuery{
 	},
 	{
 		"amounts",
-		`select trumpet.live_aggregate('amounts', 'jobs', '{sum(amount),avg(amount),min(amount),max(amount),avg(priority)}',
+		`select trumpet.live_aggregate('amounts', 'jobs', '{sum(amount),count(amount),min(amount),max(amount),avg(priority)}',
 			filter => 'priority=gte.1&status=neq.done', min_interval => '50 ms')`,
-		`select sum(amount) as sum_amount, avg(amount) as avg_amount, min(amount) as min_amount, max(amount) as max_amount, avg(priority) as avg_priority
+		`select sum(amount) as sum_amount, count(amount) as count_amount, min(amount) as min_amount, max(amount) as max_amount, avg(priority) as avg_priority
 			from jobs where priority >= 1 and status <> 'done'`,
 	},
 	{
@@ -123,8 +124,8 @@ func (r *run) answers(ctx context.Context) (want map[string]string, differs *bro
 				Scan(&got, &stale, &reason); err != nil {
 				return fmt.Errorf("ask for the result of %s: %w", q.name, err)
 			}
-			want[q.name] = compact(value)
-			if got = compact(got); stale || got != want[q.name] {
+			want[q.name] = plain(value)
+			if got = plain(got); stale || got != want[q.name] {
 				differs = breaks(current, "the result of %s (stale: %v, %s) is %.1000s, and must be %.1000s", q.name, stale, reason, got, want[q.name])
 			}
 		}
@@ -133,13 +134,22 @@ func (r *run) answers(ctx context.Context) (want map[string]string, differs *bro
 	return want, differs, err
 }
 
-// compact is JSON without white space, with everything else as it is: 12.50 is not 12.5.
-func compact(text string) string {
+// number is a JSON number outside of strings, with a fraction.
+var number = regexp.MustCompile(`"(?:[^"\\]|\\.)*"|-?[0-9]+\.[0-9]+`)
+
+// plain is JSON without white space, and numbers without zeros at their end: a sum of numbers whose type
+// has no scale has as many digits as it needs.
+func plain(text string) string {
 	var b bytes.Buffer
 	if json.Compact(&b, []byte(text)) != nil {
 		return text
 	}
-	return b.String()
+	return number.ReplaceAllStringFunc(b.String(), func(s string) string {
+		if s[0] == '"' {
+			return s
+		}
+		return strings.TrimSuffix(strings.TrimRight(s, "0"), ".")
+	})
 }
 
 // awaitAnswers waits until the live queries have results that are true now.
@@ -172,7 +182,7 @@ func (c *client) compareResults(want map[string]string) *broken {
 		if c.interest[q.name] == 0 || want == nil {
 			continue
 		}
-		if mine, ok := c.results[q.name]; !ok || mine.stale || compact(mine.data) != want[q.name] {
+		if mine, ok := c.results[q.name]; !ok || mine.stale || plain(mine.data) != want[q.name] {
 			return breaks(current, "its newest result of %s (stale: %v, true of %d) is %.1000s, and must be %.1000s", q.name, mine.stale, mine.asOf, mine.data, want[q.name])
 		}
 		c.run.tally.resultsCompared.Add(1)

@@ -38,6 +38,7 @@ type dialling struct {
 	transport   transport
 	topics      string
 	since       string
+	query       string // as it stands in the URL, before topics and since
 	lastEventID string
 	path        string // default /ws or /api/stream
 
@@ -46,9 +47,10 @@ type dialling struct {
 
 // client is one connection and all that came over it. One goroutine reads.
 type client struct {
-	name  string
-	end   context.CancelFunc
-	ended chan struct{} // closed when nothing more can come
+	name       string
+	subscriber *trumpettest.Subscriber
+	end        context.CancelFunc
+	ended      chan struct{} // closed when nothing more can come
 
 	mu       sync.Mutex
 	changed  chan struct{}
@@ -66,7 +68,7 @@ func dial(t *testing.T, w *worker, d dialling) *client {
 	opening, opened := context.WithTimeout(t.Context(), patience)
 	defer opened()
 	subscriber, err := trumpettest.Dial(opening, w.addr, trumpettest.Dialling{
-		Transport: d.transport, Topics: d.topics, Since: d.since, LastEventID: d.lastEventID, Path: d.path, ForwardedFor: d.forwardedFor,
+		Transport: d.transport, Topics: d.topics, Since: d.since, Query: d.query, LastEventID: d.lastEventID, Path: d.path, ForwardedFor: d.forwardedFor,
 	})
 	if err != nil {
 		t.Fatalf("%s: %v", c.name, err)
@@ -78,6 +80,7 @@ func dial(t *testing.T, w *worker, d dialling) *client {
 			}
 		}
 	}
+	c.subscriber = subscriber
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	c.end = cancel
 	go func() {
@@ -86,6 +89,14 @@ func dial(t *testing.T, w *worker, d dialling) *client {
 	}()
 	t.Cleanup(c.drop)
 	return c
+}
+
+// send sends a text message on a WebSocket.
+func (c *client) send(t *testing.T, text string) {
+	t.Helper()
+	if err := c.subscriber.Send(t.Context(), text); err != nil {
+		t.Fatalf("%s: send %.200s: %v", c.name, text, err)
+	}
 }
 
 // drop cuts the connection without a farewell.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -23,7 +24,7 @@ const (
 	// One change is a new payment; the table is bigger by one then, and each way sees it as a
 	// count that has grown.
 	paymentChange = `insert into payments (id, status, paid_on, amount) values (-$1::bigint, 'paid', date '2026-01-01' + ($1 % 30)::int, 10 + $1 % 90)`
-	paymentQuery  = `select status, count(*), sum(amount) from payments group by status`
+	paymentQuery  = `select status, count(*), sum(amount) as sum_amount from payments group by status order by status`
 	paymentPoll   = `select sum(n)::bigint, sum(total)::float8 from (select status, count(*) n, sum(amount) total from payments group by status) g`
 )
 
@@ -132,12 +133,13 @@ func (b *bench) trials(ctx context.Context, a aggregates, rows int) (trials []tr
 	}
 	trials = append(trials, nothing)
 
-	for _, way := range []struct{ name, define string }{
-		{"aggregate, kept up", `select trumpet.live_aggregate('bench', 'payments', '{count,sum(amount)}', group_by => '{status}', min_interval => '250ms')`},
-		{"live query, run again", "select trumpet.live_query('bench', $$" + paymentQuery + "$$, depends_on => '{payments}', min_interval => '250ms', timeout => '120s')"},
+	// Each has a topic of its own: what is dropped is still there for whoever comes right after.
+	for _, way := range []struct{ name, topic, define string }{
+		{"aggregate, kept up", "kept_up", `select trumpet.live_aggregate('kept_up', 'payments', '{count,sum(amount)}', group_by => '{status}', min_interval => '250ms')`},
+		{"live query, run again", "run_again", "select trumpet.live_query('run_again', $$" + paymentQuery + "$$, depends_on => '{payments}', min_interval => '250ms', timeout => '120s')"},
 	} {
 		t := trial{rows: rows, way: way.name}
-		clients := gather(ctx, workers, 2, "bench")
+		clients := gather(ctx, workers, 2, way.topic)
 		err := func() error {
 			defer clients.leave()
 			begun := time.Now()
@@ -160,7 +162,10 @@ func (b *bench) trials(ctx context.Context, a aggregates, rows int) (trials []tr
 				return err
 			}
 			t.delay = quantiles(clients.delays(commits), 0.5, 0.99)
-			_, err = b.conn.Exec(ctx, "select trumpet.drop_live_query('bench')")
+			if err := b.verify(ctx, clients.watchers[0].newest(way.topic), paymentQuery); err != nil {
+				return err
+			}
+			_, err = b.conn.Exec(ctx, "select trumpet.drop_live_query($1)", way.topic)
 			return err
 		}()
 		if err != nil {
@@ -184,6 +189,23 @@ func (b *bench) trials(ctx context.Context, a aggregates, rows int) (trials []tr
 		return nil, err
 	}
 	return append(trials, asking), nil
+}
+
+// verify compares a client's newest value with what the query says.
+func (b *bench) verify(ctx context.Context, message, query string) error {
+	var result struct{ Data json.RawMessage }
+	if err := json.Unmarshal([]byte(message), &result); err != nil {
+		return err
+	}
+	var same bool
+	row := b.conn.QueryRow(ctx, "select coalesce(jsonb_agg(to_jsonb(q)), '[]') = $1::text::jsonb from ("+query+") q", string(result.Data))
+	if err := row.Scan(&same); err != nil {
+		return err
+	}
+	if !same {
+		return fmt.Errorf("the client has %s, and the query says something else", result.Data)
+	}
+	return nil
 }
 
 // attempt changes for as long as a measurement takes.

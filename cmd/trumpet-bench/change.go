@@ -8,8 +8,8 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// patience bounds what should take no time.
-const patience = 60 * time.Second
+// patience bounds waits. Only the first reading of a very big table needs so much.
+const patience = 5 * time.Minute
 
 // writer commits at a fixed rate, whatever the answers.
 type writer struct {

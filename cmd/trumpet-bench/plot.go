@@ -28,9 +28,9 @@ const (
 
 const plotStyle = `<style>
 text { font: 13px system-ui, sans-serif; fill: #3b3629 } .title { font-size: 15px; font-weight: 600 }
-.grid { stroke: #d8d2c4 } .axis { stroke: #8d8574 }
+.paper { fill: #fffefb } .grid { stroke: #d8d2c4 } .axis { stroke: #8d8574 }
 .s0 { fill: #2c7434 } .s1 { fill: #7fbf84 } .s2 { fill: #b3261e } .s3 { fill: #e48a83 }
-@media (prefers-color-scheme: dark) { text { fill: #d8d4ca } .grid { stroke: #33383f } .axis { stroke: #8d929a }
+@media (prefers-color-scheme: dark) { text { fill: #d8d4ca } .paper { fill: #14171b } .grid { stroke: #33383f } .axis { stroke: #8d929a }
 .s0 { fill: #5fb565 } .s1 { fill: #b7e0ba } .s2 { fill: #ff8b80 } .s3 { fill: #ffc6c0 } }
 </style>
 `
@@ -39,7 +39,7 @@ text { font: 13px system-ui, sans-serif; fill: #3b3629 } .title { font-size: 15p
 func (p bars) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %d %d" role="img" aria-label="%s">`+"\n", plotWidth, plotHeight, html.EscapeString(p.title))
-	b.WriteString(plotStyle)
+	b.WriteString(plotStyle + `<rect class="paper" width="100%" height="100%"/>` + "\n")
 	fmt.Fprintf(&b, `<text class="title" x="%d" y="22">%s</text>`+"\n", plotLeft, html.EscapeString(p.title))
 	x := plotLeft
 	for i, name := range p.series {

@@ -85,6 +85,13 @@ func (w *watcher) take(message []byte) error {
 	return nil
 }
 
+// newest is the newest message of a topic.
+func (w *watcher) newest(topic string) string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.last[topic]
+}
+
 // member is what stands behind a member's name.
 func member(message []byte, name string) ([]byte, bool) {
 	_, rest, ok := bytes.Cut(message, []byte(name))

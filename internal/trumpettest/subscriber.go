@@ -27,8 +27,10 @@ type Message struct {
 	Old       json.RawMessage `json:"old"`
 	Data      json.RawMessage `json:"data"`
 	Statement string          `json:"statement"`
-	Rows      int64           `json:"rows"`
+	Rows      int64           `json:"-"` // bulk: how many
 	More      bool            `json:"more"`
+	AsOf      int64           `json:"as_of"`
+	Stale     bool            `json:"stale"`
 
 	Type    string   `json:"type"`
 	Resumed bool     `json:"resumed"`
@@ -38,6 +40,10 @@ type Message struct {
 	Message string   `json:"message"`
 	Retry   *bool    `json:"retry"`
 	Topics  []string `json:"topics"`
+
+	Ref      json.RawMessage   `json:"ref"`
+	Page     int               `json:"page"`
+	Snapshot []json.RawMessage `json:"-"` // the rows of the page
 }
 
 // IsEvent tells events from control messages.
@@ -52,11 +58,22 @@ type Frame struct {
 
 // Decode reads the frame's message.
 func (f Frame) Decode() (Message, error) {
-	var m Message
-	if err := json.Unmarshal([]byte(f.Text), &m); err != nil {
-		return m, fmt.Errorf("not JSON: %w: %.200s", err, f.Text)
+	var m struct {
+		Message
+		Rows json.RawMessage `json:"rows"` // a number or, in a snapshot, the rows
 	}
-	return m, nil
+	err := json.Unmarshal([]byte(f.Text), &m)
+	switch {
+	case err != nil || m.Rows == nil:
+	case m.Type == "snapshot":
+		err = json.Unmarshal(m.Rows, &m.Snapshot)
+	default:
+		err = json.Unmarshal(m.Rows, &m.Message.Rows)
+	}
+	if err != nil {
+		return m.Message, fmt.Errorf("not JSON: %w: %.200s", err, f.Text)
+	}
+	return m.Message, nil
 }
 
 // Transport is how a client comes.
@@ -73,6 +90,7 @@ type Dialling struct {
 	Transport   Transport
 	Topics      string
 	Since       string
+	Query       string // as it stands in the URL, before Topics and Since
 	LastEventID string // SSE only
 	Path        string // default /ws or /api/stream
 	// ForwardedFor is what a proxy would say in X-Forwarded-For.
@@ -111,7 +129,7 @@ func Dial(ctx context.Context, address string, d Dialling) (*Subscriber, error) 
 	if d.Path != "" {
 		path = d.Path
 	}
-	target := "http://" + address + path + "?" + query.Encode()
+	target := "http://" + address + path + "?" + strings.Trim(d.Query+"&"+query.Encode(), "&")
 
 	s := &Subscriber{}
 	s.life, s.end = context.WithCancel(context.WithoutCancel(ctx))

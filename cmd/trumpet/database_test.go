@@ -171,6 +171,8 @@ type line struct {
 	ID, Topic, Op string
 	Data          json.RawMessage
 	More          bool
+	Stale         bool
+	Error         string
 }
 
 func next(t *testing.T, lines *bufio.Scanner) (l line) {
@@ -251,6 +253,10 @@ func TestBroadcastAndTail(t *testing.T) {
 		if l := next(t, some); l.Topic != "jobs" || l.More != (i == 0) {
 			t.Errorf("got %+v", l)
 		}
+	}
+	execSQL(t, database, "select trumpet.live_query('counted', 'select count(*) as n from jobs', '{jobs}')")
+	if l := next(t, all); l.Topic != "counted" || l.Op != "result" || !l.Stale || l.Error != "not run yet" {
+		t.Errorf("got %+v, want the definition of a live query", l)
 	}
 	if code := stopAll(); code != 0 {
 		t.Errorf("interrupted: exit code %d", code)

@@ -39,6 +39,7 @@ type board struct {
 	pages         view
 	asked         time.Time // the last snapshot, or the last connection
 	refs          int
+	wishes        bool
 	nextWish      time.Time
 }
 
@@ -55,7 +56,7 @@ type wish struct {
 
 // newBoard makes a client a board.
 func newBoard(c *client, index int) {
-	c.board = &board{rng: c.rng, loose: map[string]bool{}}
+	c.board = &board{rng: c.rng, loose: map[string]bool{}, wishes: c.transport == trumpettest.WebSocket && (c.manner != steady || c.index%20 < 10)}
 	c.want(append([]string{markers}, boardSets[index%len(boardSets)]...))
 	c.name = fmt.Sprintf("board %d (%s, %s, %s)", c.index, c.transport, c.manner, strings.Join(c.board.subscriptions[1:], " "))
 }
@@ -323,7 +324,7 @@ func (c *client) seek(ctx context.Context, conn *connection) (leave bool) {
 				topics = append(topics, s)
 			}
 		}
-	case c.transport == trumpettest.WebSocket && storming && conn.ready && time.Now().After(b.nextWish):
+	case b.wishes && storming && conn.ready && time.Now().After(b.nextWish):
 		if !b.nextWish.IsZero() {
 			topics, unsubscribe = b.choose()
 			w.snapshot = !unsubscribe

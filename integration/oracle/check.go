@@ -100,12 +100,14 @@ func (t *truth) since(s *stretch) ([]logged, *broken) {
 		return t.after(s.after), nil
 	}
 	events := t.after(s.from)
-	begin := len(events)
+	begin := 0
 	switch { // what surely comes after the snapshots
 	case len(s.claims) > 0 && s.claims[0].count == 0:
 		begin = sort.Search(len(events), func(i int) bool { return events[i].id.Compare(s.claims[0].id) > 0 })
 	case len(s.got) > 0:
 		begin = sort.Search(len(events), func(i int) bool { return events[i].id.Compare(s.got[0].id) >= 0 })
+	default:
+		return nil, nil // it ended before it had anything
 	}
 	// The snapshots stand somewhere before. What the client followed formerly it must have up to
 	// there, and what it follows now from there on.

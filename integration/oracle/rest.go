@@ -114,12 +114,12 @@ func (r *run) gather(ctx context.Context, present []*client) (n int64, err error
 	patience, cancel := context.WithTimeout(ctx, r.config.Patience)
 	defer cancel()
 	for {
-		if n, err = r.mark(ctx); err != nil {
-			return 0, fmt.Errorf("commit a marker: %w", err)
-		}
 		disturbed := map[*client]int64{}
 		for _, c := range present {
 			disturbed[c] = c.disturbed.Load()
+		}
+		if n, err = r.mark(ctx); err != nil {
+			return 0, fmt.Errorf("commit a marker: %w", err)
 		}
 		anew := false // some began behind the marker, and need another one
 		// Who does not get this one may get the next: then the comparison says what it lacks.

@@ -39,6 +39,7 @@ type board struct {
 	pages         view
 	asked         time.Time // the last snapshot, or the last connection
 	refs          int
+	wishes        bool
 	nextWish      time.Time
 }
 
@@ -50,11 +51,12 @@ type wish struct {
 	snapshot      bool
 	own           bool // a snapshot that it needs to go on
 	given         bool // a snapshot came: a view is ahead of the last id
+	done          bool // all came: from there on it is followed, and the answer comes soon
 }
 
 // newBoard makes a client a board.
 func newBoard(c *client, index int) {
-	c.board = &board{rng: c.rng, loose: map[string]bool{}}
+	c.board = &board{rng: c.rng, loose: map[string]bool{}, wishes: c.transport == trumpettest.WebSocket && (c.manner != steady || c.index%20 < 10)}
 	c.want(append([]string{markers}, boardSets[index%len(boardSets)]...))
 	c.name = fmt.Sprintf("board %d (%s, %s, %s)", c.index, c.transport, c.manner, strings.Join(c.board.subscriptions[1:], " "))
 }
@@ -83,6 +85,7 @@ func (c *client) want(subscriptions []string) {
 // anew has the client begin anew over a connection: nothing that it has is good.
 func (c *client) anew(conn *connection) {
 	c.last = ""
+	c.disturbed.Add(1) // a marker may stand before its snapshots
 	clear(c.results)
 	conn.anew, conn.lacks = true, map[string]bool{}
 	if c.board == nil {
@@ -98,7 +101,7 @@ func (c *client) query() string {
 	b := c.board
 	if w := b.wish; w != nil { // it was not answered: as if it had been granted, or never made
 		b.wish = nil
-		if w.given || b.rng.IntN(2) == 0 && !w.own {
+		if !w.done && (w.given || b.rng.IntN(2) == 0 && !w.own) {
 			c.want(w.subscriptions)
 			c.last = ""
 		}
@@ -169,6 +172,14 @@ func (c *client) snapshot(conn *connection, m *trumpettest.Message) *broken {
 	c.views[m.Topic] = b.pages
 	delete(b.loose, m.Topic)
 	delete(conn.lacks, m.Topic)
+	if !conn.anew && len(b.wish.topics) == 0 {
+		b.wish.done = true
+		former := c.stretch
+		c.former = append(c.former, former)
+		c.want(b.wish.subscriptions)
+		c.stretch = &stretch{follows: c.interest, from: former.newest(), formerly: former.follows}
+		c.last = "" // it knows no id that it could go on from with what it has now
+	}
 	return nil
 }
 
@@ -259,10 +270,13 @@ func (c *client) subscribed(m *trumpettest.Message, id trumpet.EventID) *broken 
 	if b := c.claim(id, "subscribed"); b != nil {
 		return b
 	}
+	c.last = m.ID
+	if w.done {
+		return nil
+	}
 	c.former = append(c.former, c.stretch)
 	c.want(w.subscriptions)
 	c.stretch = &stretch{after: id, follows: c.interest}
-	c.last = m.ID
 	return nil
 }
 
@@ -310,7 +324,7 @@ func (c *client) seek(ctx context.Context, conn *connection) (leave bool) {
 				topics = append(topics, s)
 			}
 		}
-	case c.transport == trumpettest.WebSocket && storming && conn.ready && time.Now().After(b.nextWish):
+	case b.wishes && storming && conn.ready && time.Now().After(b.nextWish):
 		if !b.nextWish.IsZero() {
 			topics, unsubscribe = b.choose()
 			w.snapshot = !unsubscribe
@@ -337,6 +351,7 @@ func (c *client) seek(ctx context.Context, conn *connection) (leave bool) {
 				w.topics = append(w.topics, topic)
 			}
 		}
+		w.snapshot = len(w.topics) > 0
 		frame["snapshot"] = w.snapshot
 	}
 	b.wish = w

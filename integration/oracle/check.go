@@ -2,6 +2,7 @@ package oracle
 
 import (
 	"fmt"
+	"sort"
 
 	"github.com/trumpet-realtime/trumpet"
 )
@@ -53,16 +54,22 @@ type claim struct {
 // stretch is what a client got from a point on at which it began anew: its start, or a reset. It
 // goes on over any number of connections for as long as each resumes the one before, and ends where
 // the client's interest changes.
+//
+// Where a snapshot stands, a client is not told. A stretch that begins behind one has no after: it begins
+// somewhere behind from, up to where the client followed what it did formerly.
 type stretch struct {
 	after   trumpet.EventID
 	follows interest
 	got     []received
 	claims  []claim
+
+	from     trumpet.EventID
+	formerly interest // nil: nothing before counts
 }
 
 // newest is the id up to which the stretch has everything.
 func (s *stretch) newest() trumpet.EventID {
-	newest := s.after
+	newest := s.begins()
 	if n := len(s.got); n > 0 {
 		newest = s.got[n-1].id
 	}
@@ -72,9 +79,50 @@ func (s *stretch) newest() trumpet.EventID {
 	return newest
 }
 
+// begins is what the stretch comes after, at the least.
+func (s *stretch) begins() trumpet.EventID {
+	if s.after.IsZero() {
+		return s.from
+	}
+	return s.after
+}
+
 // largest is the size of a transaction above which "more" may be absent within it: workers
 // give 16 MiB and more in pieces.
 const largest = 8 << 20
+
+// since is the log's events from where a stretch begins.
+func (t *truth) since(s *stretch) ([]logged, *broken) {
+	if !s.after.IsZero() {
+		if !t.has(s.after) {
+			return nil, breaks(committed, "it was told to begin after %s, which is not in the log", s.after)
+		}
+		return t.after(s.after), nil
+	}
+	events := t.after(s.from)
+	begin := 0
+	switch { // what surely comes after the snapshots
+	case len(s.claims) > 0 && s.claims[0].count == 0:
+		begin = sort.Search(len(events), func(i int) bool { return events[i].id.Compare(s.claims[0].id) > 0 })
+	case len(s.got) > 0:
+		begin = sort.Search(len(events), func(i int) bool { return events[i].id.Compare(s.got[0].id) >= 0 })
+	default:
+		return nil, nil // it ended before it had anything
+	}
+	// The snapshots stand somewhere before. What the client followed formerly it must have up to
+	// there, and what it follows now from there on.
+	var missed *logged
+	for i := range events[:begin] {
+		e := &events[i]
+		if _, _, ok := s.formerly.sees(e); ok && missed == nil {
+			missed = e
+		}
+		if _, _, ok := s.follows.sees(e); ok && missed != nil {
+			return nil, breaks(delivered, "it got neither %s nor %s, and no snapshot can stand so that both are right", missed.describe(), e.describe())
+		}
+	}
+	return events[begin:], nil
+}
 
 // expected is an event as a client must get it.
 type expected struct {
@@ -87,14 +135,9 @@ type expected struct {
 // from where the stretch began, each once, in order, whole; up to the last one that it has, and at least
 // up to until.
 func (t *truth) check(s *stretch, until trumpet.EventID) *broken {
-	events := t.after(s.after)
-	switch {
-	case s.after.IsZero() && len(s.got) > 0: // it was not told where its snapshots stand
-		events = t.after(trumpet.EventID{Position: s.got[0].id.Position, Ordinal: s.got[0].id.Ordinal - 1})
-	case s.after.IsZero() && len(s.claims) > 0:
-		events = t.after(s.claims[0].id)
-	case !t.has(s.after):
-		return breaks(committed, "it was told to begin after %s, which is not in the log", s.after)
+	events, wrong := t.since(s)
+	if wrong != nil {
+		return wrong
 	}
 	var want []expected
 	sizes := map[string]int64{}

@@ -114,18 +114,27 @@ func (r *run) gather(ctx context.Context, present []*client) (n int64, err error
 	patience, cancel := context.WithTimeout(ctx, r.config.Patience)
 	defer cancel()
 	for {
+		disturbed := map[*client]int64{}
+		for _, c := range present {
+			disturbed[c] = c.disturbed.Load()
+		}
 		if n, err = r.mark(ctx); err != nil {
 			return 0, fmt.Errorf("commit a marker: %w", err)
 		}
+		anew := false // some began behind the marker, and need another one
 		// Who does not get this one may get the next: then the comparison says what it lacks.
 		some, enough := context.WithTimeout(patience, r.config.Patience/6)
 		missing := r.await(some, n, present, func(*client, time.Time) {}, func(c *client) bool {
 			c.mu.Lock()
 			defer c.mu.Unlock()
+			if c.board != nil && c.disturbed.Load() != disturbed[c] {
+				anew = true
+				return false
+			}
 			return !c.spoiled
 		})
 		enough()
-		if len(missing) > 0 && patience.Err() == nil {
+		if (anew || len(missing) > 0) && patience.Err() == nil {
 			continue
 		}
 		for _, c := range missing {
@@ -242,8 +251,8 @@ func (r *run) oldest() trumpet.EventID {
 	for _, c := range r.clients {
 		c.mu.Lock()
 		for _, s := range slices.Concat(c.former, []*stretch{c.stretch}) {
-			if s != nil && !c.spoiled && s.after.Compare(oldest) < 0 {
-				oldest = s.after
+			if s != nil && !c.spoiled && s.begins().Compare(oldest) < 0 {
+				oldest = s.begins()
 			}
 		}
 		c.mu.Unlock()

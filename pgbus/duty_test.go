@@ -1,6 +1,7 @@
 package pgbus_test
 
 import (
+	"bytes"
 	"context"
 	"os"
 	"regexp"
@@ -237,24 +238,29 @@ func TestAtRest(t *testing.T) {
 	if _, _, err := one.Ask(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	// Whoever is still busy with its start, or with that broadcast, has steps to make.
-	steps, quiet := int64(-1), 0
-	waitUntil(t, "the sequencers to sleep", func() bool {
-		now := one.Status().Steps + two.Status().Steps
-		quiet++
-		if now != steps {
-			steps, quiet = now, 0
-		}
-		return quiet > 150
-	})
-
-	// Some seconds after a change whoever has not the live duty looks, once, whether the other one lives.
-	waitUntil(t, "the look at whoever has the live duty", func() bool {
+	// Some seconds after a change whoever has not the live duty looks, once, whether the other one lives: if
+	// it knows of the live queries by then.
+	looks := func() int {
 		logged, err := os.ReadFile(server.Log())
 		if err != nil {
 			t.Fatal(err)
 		}
-		return strings.Contains(string(logged), "a.state_change < clock_timestamp()")
+		return bytes.Count(logged, []byte("a.state_change < clock_timestamp()"))
+	}
+	polls := 0
+	waitUntil(t, "the look at whoever has the live duty", func() bool {
+		if polls++; polls%50 == 1 {
+			pgtest.Exec(t, conn, "insert into jobs select max(id) + 1 from jobs")
+		}
+		return looks() > 0
+	})
+	// Whoever is still busy with its start, or with those changes, has steps to make, or a look.
+	busy, quiet := int64(-1), time.Now()
+	waitUntil(t, "the workers to sleep", func() bool {
+		if now := one.Status().Steps + two.Status().Steps + int64(looks()); now != busy {
+			busy, quiet = now, time.Now()
+		}
+		return time.Since(quiet) > 5*time.Second // longer than it takes until a look
 	})
 
 	wal := func() string {

@@ -37,6 +37,7 @@ type adding struct {
 	interests *interests
 	former    *interests
 	asked     time.Time
+	reads     int // of snapshots whose place the list does not know
 }
 
 // requests are what a snapshot of some interests reads: of the topics in only, or of all.
@@ -349,27 +350,37 @@ func (d *drainer) add() error {
 			return nil
 		}
 		changed := d.hub.list.change()
+		// All up to here stands before the snapshot if that is not found: the list may grow, beyond
+		// the snapshot too, while events are given.
+		sure := d.hub.list.tail.Load().end()
 		at, what := d.hub.list.find(got.snapshot.At)
-		if what == foundHere {
-			if !d.cursor.before(at) {
-				break
+		switch {
+		case what == foundHere && !d.cursor.before(at):
+			return d.addHere(got)
+		case what == foundHere:
+			sure = at
+		case what == foundElse:
+			if a.reads++; a.reads == maxBegins {
+				return d.refuseAdded("the log cannot be followed now; ask again later")
 			}
-			if _, err := d.follows(at); err != nil {
+			a.asked = time.Now() // another one may stand where the list knows the place
+			return nil
+		}
+		if d.cursor.before(sure) {
+			if _, err := d.follows(sure); err != nil {
 				return err
 			}
-			continue
-		}
-		over, err := d.follows(cursor{})
-		if err != nil {
-			return err
-		}
-		if !over {
 			continue
 		}
 		if err := d.wait(&patience, changed); err != nil {
 			return d.refuseAdded("the log cannot be followed now; ask again later")
 		}
 	}
+}
+
+// addHere gives the snapshot, and has the client follow what it asked for from here on.
+func (d *drainer) addHere(got *shot) error {
+	a := d.adding
 	if err := d.giveShot(got); err != nil {
 		return err
 	}

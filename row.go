@@ -101,7 +101,7 @@ func (r *Row) each(object []byte, take func(member)) error {
 	}
 	rest = trimSpace(rest[1 : len(rest)-1])
 	for len(rest) > 0 {
-		end, escaped := stringEnd(rest)
+		end, escaped := JSONStringEnd(rest)
 		if end < 0 {
 			return errRow
 		}
@@ -117,7 +117,7 @@ func (r *Row) each(object []byte, take func(member)) error {
 			return errRow
 		}
 		rest = trimSpace(rest[1:])
-		end = valueEnd(rest)
+		end = JSONValueEnd(rest)
 		if m.raw = trimSpace(rest[:end]); len(m.raw) == 0 {
 			return errRow
 		}
@@ -213,60 +213,3 @@ func trimSpace(b []byte) []byte {
 }
 
 func isSpace(c byte) bool { return c == ' ' || c == '\n' || c == '\t' || c == '\r' }
-
-// valueEnd returns where the value at the beginning of b ends: at the next comma
-// outside of strings, arrays and objects, or at the end of b.
-func valueEnd(b []byte) int {
-	depth := 0
-	for i := 0; i < len(b); i++ {
-		switch b[i] {
-		case '"':
-			end, _ := stringEnd(b[i:])
-			if end < 0 {
-				return len(b)
-			}
-			i += end - 1
-		case '[', '{':
-			depth++
-		case ']', '}':
-			depth--
-		case ',':
-			if depth <= 0 {
-				return i
-			}
-		}
-	}
-	return len(b)
-}
-
-// stringEnd returns where the JSON string at the beginning of b ends, behind its
-// closing quote, and whether it has escapes; -1 if there is none.
-func stringEnd(b []byte) (end int, escaped bool) {
-	if len(b) == 0 || b[0] != '"' {
-		return -1, false
-	}
-	i := 1
-	for {
-		n := bytes.IndexByte(b[i:], '"')
-		if n < 0 {
-			return -1, false
-		}
-		run := b[i : i+n]
-		i += n + 1
-		e := bytes.IndexByte(run, '\\')
-		if e < 0 {
-			return i, escaped
-		}
-		// The quote is the string's end unless a backslash stands for it.
-		escaped = true
-		for e < len(run) {
-			if run[e] == '\\' {
-				e++
-			}
-			e++
-		}
-		if e == len(run) {
-			return i, escaped
-		}
-	}
-}

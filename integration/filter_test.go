@@ -289,3 +289,53 @@ func TestFilteredColumnRenamed(t *testing.T) {
 		}
 	}
 }
+
+// While Postgres is away nobody can say whether a filter fits. That passes, so newcomers are sent away to come
+// back, over both transports; who is there stays, is refused what it asks for, and goes on with what it has.
+func TestFiltersWhilePostgresIsAway(t *testing.T) {
+	t.Parallel()
+	server, url := pgtest.StartMigrated(t, nil)
+	conn := pgtest.Connect(t, url)
+	pgtest.Exec(t, conn, schema)
+	w := startWorker(t, url, "w1")
+	stays := dial(t, w, dialling{transport: webSocket, query: "topics=dispatch,jobs?priority=eq.2&snapshot=1"})
+	stays.ready(t)
+	if err := server.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	stays.control(t, "stale")
+	const query = "topics=customers?name=eq.Ada" // which nobody asked for before
+	for _, transport := range transports {
+		c := dial(t, w, dialling{transport: transport, query: query})
+		c.wait(t, "the end", func() bool { return c.err != nil })
+		if transport == webSocket {
+			if c.close.Code != 4003 {
+				t.Errorf("%s: it ended by %v", c.name, c.err)
+			}
+		} else if m := c.control(t, "error"); m.Code != "unavailable" || m.Retry == nil || !*m.Retry {
+			t.Errorf("%s: got %s", c.name, m.text)
+		}
+	}
+	stays.send(t, `{"type":"subscribe","ref":1,"topics":["customers?name=eq.Ada"]}`)
+	if m := stays.find(t, "the answer", func(m message) bool { return m.Ref != nil }); m.Type != "refused" {
+		t.Errorf("got %s", m.text)
+	}
+	if err := server.Restart(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	stays.control(t, "live")
+	conn = pgtest.Connect(t, url)
+	stays.send(t, `{"type":"subscribe","ref":2,"topics":["customers?name=eq.Ada"]}`)
+	stays.find(t, "the answer", func(m message) bool { return m.Type == "subscribed" && string(m.Ref) == "2" })
+	for _, transport := range transports {
+		dial(t, w, dialling{transport: transport, query: query}).ready(t)
+	}
+	pgtest.Exec(t, conn, "update jobs set priority = 3 where id = 1; insert into customers (name) values ('Ada'), ('Bob')")
+	broadcast(t, conn, endOfTest)
+	stays.waitEnd(t)
+	shown(t, stays).compare(t, stays.name, selectView(t, conn, selected("priority = 2")))
+	if events := stays.events(); len(events) != 3 || events[0].Op != "leave" || events[1].Topic != "customers" {
+		t.Errorf("got %d events, the first is %s", len(events), events[0].text)
+	}
+	stays.check(t)
+}

@@ -216,7 +216,7 @@ func TestPruning(t *testing.T) {
 	}
 }
 
-// At rest nothing is written, and nothing is asked but one heartbeat a worker.
+// At rest nothing is written, and nothing is asked but one heartbeat a worker, live queries or not.
 func TestAtRest(t *testing.T) {
 	t.Parallel()
 	server, url := pgtest.StartMigrated(t, map[string]string{
@@ -224,8 +224,14 @@ func TestAtRest(t *testing.T) {
 		"checkpoint_timeout": "1h", "wal_level": "minimal", "max_wal_senders": "0",
 	})
 	conn := pgtest.Connect(t, url)
+	pgtest.Exec(t, conn, "create table jobs (id int primary key); select trumpet.watch('jobs')")
 	one, _, _ := start(t, url, "w1", nil)
 	two, r2, _ := start(t, url, "w2", nil)
+	defineLive(t, conn, "queried", "select max(id) as last from jobs")
+	pgtest.Exec(t, conn, "select trumpet.live_aggregate('kept', 'jobs', '{max(id) as last}'); insert into jobs values (7)")
+	for _, name := range []string{"queried", "kept"} {
+		r2.waitResult(t, name, "7", is(`[{"last":7}]`))
+	}
 	pgtest.Exec(t, conn, "select trumpet.broadcast('dispatch', '1')")
 	r2.waitData(t, "1")
 	if _, _, err := one.Ask(t.Context()); err != nil {
@@ -242,6 +248,15 @@ func TestAtRest(t *testing.T) {
 		return quiet > 150
 	})
 
+	// Some seconds after a change whoever has not the live duty looks, once, whether the other one lives.
+	waitUntil(t, "the look at whoever has the live duty", func() bool {
+		logged, err := os.ReadFile(server.Log())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.Contains(string(logged), "a.state_change < clock_timestamp()")
+	})
+
 	wal := func() string {
 		var lsn string
 		if err := conn.QueryRow(t.Context(), "select pg_current_wal_insert_lsn()::text").Scan(&lsn); err != nil {
@@ -255,7 +270,7 @@ func TestAtRest(t *testing.T) {
 		t.Fatal(err)
 	}
 	skip := len(logged)
-	heartbeat := regexp.MustCompile(`(?m)^trumpet listen w([12])\|LOG:  statement: select position, last_ordinal, tag, pending, pg_notification_queue_usage\(\), s\.state, .* from trumpet\.head\(\), trumpet\.live_state\(\) s\(state\)$`)
+	heartbeat := regexp.MustCompile(`(?m)^trumpet listen w([12])\|LOG:  statement: select position, last_ordinal, tag, pending, pg_notification_queue_usage\(\), s.state, s.state not like '0:%' and pg_try_advisory_xact_lock_shared\(1953656176, 6\) from trumpet.head\(\), trumpet.live_state\(\) s\(state\)$`)
 	waitUntil(t, "six heartbeats of each worker", func() bool {
 		if logged, err = os.ReadFile(server.Log()); err != nil {
 			t.Fatal(err)

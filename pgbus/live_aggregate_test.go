@@ -305,7 +305,7 @@ func TestAnAggregateIsNotReadThroughRowSecurity(t *testing.T) {
 	url, conn := database(t)
 	_, r, _ := start(t, url, "w1", nil)
 	role := "clerk_" + databaseName(t, conn)
-	pgtest.Exec(t, conn, "create role "+role+"; grant select on jobs to "+role+"; alter table jobs enable row level security; create policy some on jobs using (id < 5)")
+	pgtest.Exec(t, conn, "create role "+role+"; grant select on jobs to "+role+"; alter table jobs enable row level security; create policy few on jobs using (id < 5)")
 	t.Cleanup(func() {
 		// Roles belong to the server, which other tests share.
 		if _, err := conn.Exec(context.Background(), "drop owned by "+role+"; drop role "+role); err != nil {

@@ -317,3 +317,27 @@ func TestLiveRunsAtMostOnceInAnInterval(t *testing.T) {
 		t.Errorf("%d runs in %v for %d changes, want at most %d", ran, took, n, most)
 	}
 }
+
+// Somebody who replaces a definition and does not commit keeps others from nothing.
+func TestAnOpenDefinitionBlocksNothing(t *testing.T) {
+	t.Parallel()
+	url, conn := database(t)
+	_, r, _ := start(t, url, "w1", nil)
+	defineLive(t, conn, "held", "select count(*) as n from jobs")
+	defineLive(t, conn, "total", "select count(*) as n from jobs")
+	pgtest.Exec(t, conn, "select trumpet.live_aggregate('kept', 'jobs')")
+	for _, name := range []string{"held", "total"} {
+		r.waitResult(t, name, "0", is(`[{"n":0}]`))
+	}
+	r.waitResult(t, "kept", "0", is(`[{"count":0}]`))
+	other := pgtest.Connect(t, url)
+	pgtest.Exec(t, other, "begin; select trumpet.drop_live_query('held'), trumpet.drop_live_query('kept')")
+	for n := 1; n < 4; n++ {
+		pgtest.Exec(t, conn, "insert into jobs (id) values ($1)", n)
+		want := fmt.Sprintf(`[{"n":%d}]`, n)
+		r.waitResult(t, "total", want, is(want))
+	}
+	pgtest.Exec(t, other, "rollback")
+	r.waitResult(t, "held", "3", is(`[{"n":3}]`))
+	r.waitResult(t, "kept", "3", is(`[{"count":3}]`))
+}

@@ -240,7 +240,7 @@ func splitArray(array []byte) ([][]byte, error) {
 	var elements [][]byte
 	rest := bytes.TrimSpace(array[1 : len(array)-1])
 	for len(rest) > 0 {
-		end := valueEnd(rest)
+		end := trumpet.JSONValueEnd(rest)
 		element := bytes.TrimSpace(rest[:end])
 		if len(element) == 0 {
 			return nil, errors.New("empty element in a JSON array")
@@ -266,7 +266,7 @@ func splitObject(object []byte) ([]member, error) {
 	var members []member
 	rest := bytes.TrimSpace(object[1 : len(object)-1])
 	for len(rest) > 0 {
-		nameEnd := stringEnd(rest)
+		nameEnd, _ := trumpet.JSONStringEnd(rest)
 		if nameEnd < 0 {
 			return nil, errors.New("a JSON object's member without a name")
 		}
@@ -276,7 +276,7 @@ func splitObject(object []byte) ([]member, error) {
 			return nil, errors.New("a JSON object's member without a colon")
 		}
 		rest = bytes.TrimSpace(rest[1:])
-		end := valueEnd(rest)
+		end := trumpet.JSONValueEnd(rest)
 		value := bytes.TrimSpace(rest[:end])
 		if len(value) == 0 {
 			return nil, errors.New("a JSON object's member without a value")
@@ -288,46 +288,4 @@ func splitObject(object []byte) ([]member, error) {
 		rest = bytes.TrimSpace(rest[end+1:])
 	}
 	return members, nil
-}
-
-// valueEnd returns where the value at the beginning of b ends: at the next comma outside of
-// strings, arrays and objects, or at the end of b.
-func valueEnd(b []byte) int {
-	depth := 0
-	for i := 0; i < len(b); i++ {
-		switch b[i] {
-		case '"':
-			end := stringEnd(b[i:])
-			if end < 0 {
-				return len(b)
-			}
-			i += end - 1
-		case '[', '{':
-			depth++
-		case ']', '}':
-			depth--
-		case ',':
-			if depth <= 0 {
-				return i
-			}
-		}
-	}
-	return len(b)
-}
-
-// stringEnd returns where the string at the beginning of b ends, behind its closing quote;
-// -1 if there is none.
-func stringEnd(b []byte) int {
-	if len(b) == 0 || b[0] != '"' {
-		return -1
-	}
-	for i := 1; i < len(b); i++ {
-		switch b[i] {
-		case '\\':
-			i++
-		case '"':
-			return i + 1
-		}
-	}
-	return -1
 }

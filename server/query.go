@@ -28,7 +28,7 @@ type query struct {
 // written for who made the URL.
 func parseQuery(raw string) (query, error) {
 	var q query
-	var values []string // of topics, as wire.ParseClientFrame's, but with names before the last
+	var values [][]byte // of topics; what stands behind the first ? is the last name's filter
 	open := false       // the last value has a filter that goes on
 	seen := make(map[string]bool)
 	for part := range strings.SplitSeq(raw, "&") {
@@ -52,7 +52,7 @@ func parseQuery(raw string) (query, error) {
 				}
 				value = names + "?" + filter
 			}
-			values = append(values, value)
+			values = append(values, []byte(value))
 		case ours && looksLikeCondition(value):
 			return q, trumpet.Refuse(trumpet.ErrFilter,
 				"%s is a parameter; to filter by a column of that name encode the whole topic, as in topics=jobs%%3F%s%%3Deq.1", name, name)
@@ -69,7 +69,8 @@ func parseQuery(raw string) (query, error) {
 				return q, trumpet.Refuse(trumpet.ErrFilter, "snapshot is 1 or 0")
 			}
 		case open:
-			values[len(values)-1] += "&" + part
+			last := &values[len(values)-1]
+			*last = append(append(*last, '&'), part...)
 		case looksLikeCondition(value):
 			return q, trumpet.Refuse(trumpet.ErrFilter,
 				"the condition on %q stands behind no topic with a filter; write topics=jobs?status=eq.open&priority=gt.1, or encode the whole topic", clip(name))
@@ -81,10 +82,10 @@ func parseQuery(raw string) (query, error) {
 }
 
 // subscribe reads the values of topics.
-func (q *query) subscribe(values []string) error {
+func (q *query) subscribe(values [][]byte) error {
 	known := make(map[string]bool)
 	for _, value := range values {
-		names, filter, filtered := strings.Cut(value, "?")
+		names, filter, filtered := strings.Cut(string(value), "?")
 		list := strings.Split(names, ",")
 		for i, text := range list {
 			if err := trumpet.ValidTopic(text); err != nil {

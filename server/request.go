@@ -38,14 +38,15 @@ func (s *Server) client(w http.ResponseWriter, r *http.Request, format wire.Form
 	}
 	var ending *trumpet.Ending
 	if err == nil {
-		c.Interests, err = s.interests(r.Context(), q.subscriptions)
+		ctx, cancel := context.WithTimeout(r.Context(), catalogTimeout)
+		defer cancel()
+		c.Interests, err = s.interests(ctx, q.subscriptions)
 	}
 	if refusal, ok := errors.AsType[*trumpet.Refusal](err); ok {
 		writeProblem(w, http.StatusBadRequest, refusal.Message)
 		return c, nil, false
 	}
 	if err != nil {
-		s.config.Logger.Warn("cannot check a filter", "error", err)
 		ending = &endingBlind
 	}
 	c.Snapshot = q.snapshot
@@ -71,8 +72,6 @@ func (s *Server) client(w http.ResponseWriter, r *http.Request, format wire.Form
 // interests fits subscriptions to the tables that they filter. The error is a *trumpet.Refusal if one
 // does not fit.
 func (s *Server) interests(ctx context.Context, subscriptions []trumpet.Subscription) ([]hub.Interest, error) {
-	ctx, cancel := context.WithTimeout(ctx, catalogTimeout)
-	defer cancel()
 	interests := make([]hub.Interest, 0, len(subscriptions))
 	for _, subscription := range subscriptions {
 		interest, err := s.interest(ctx, subscription)
@@ -93,8 +92,10 @@ func (s *Server) interest(ctx context.Context, subscription trumpet.Subscription
 	if s.config.Catalog != nil {
 		var err error
 		if table, known, err = s.config.Catalog.Table(ctx, subscription.Topic); err != nil {
+			s.noteBlind(err)
 			return hub.Interest{}, err
 		}
+		s.blind.Store(false)
 	}
 	if !known {
 		return hub.Interest{}, trumpet.Refuse(trumpet.ErrFilter,
@@ -107,8 +108,20 @@ func (s *Server) interest(ctx context.Context, subscription trumpet.Subscription
 	return hub.Interest{Subscription: matcher.Subscription(), Matcher: matcher}, nil
 }
 
+// noteBlind logs that Postgres cannot be asked, once: all clients come back until it can.
+func (s *Server) noteBlind(err error) {
+	if _, ok := errors.AsType[*trumpet.Refusal](err); ok || errors.Is(err, context.Canceled) {
+		return // the client's, or it has gone
+	}
+	if !s.blind.Swap(true) {
+		s.config.Logger.Warn("cannot ask Postgres for the columns of a filter; its clients are sent away to come back", "error", err)
+	}
+}
+
 // change fits a client's command to the tables. Like interests, it may return a *trumpet.Refusal.
 func (s *Server) change(ctx context.Context, command wire.Command) (hub.Change, error) {
+	ctx, cancel := context.WithTimeout(ctx, catalogTimeout)
+	defer cancel()
 	change := hub.Change{Ref: command.Ref, Unsubscribe: command.Unsubscribe, Snapshot: command.Snapshot}
 	if !command.Unsubscribe {
 		var err error
@@ -116,15 +129,15 @@ func (s *Server) change(ctx context.Context, command wire.Command) (hub.Change, 
 		return change, err
 	}
 	for _, subscription := range command.Subscriptions {
-		interests, err := s.interests(ctx, []trumpet.Subscription{subscription})
+		interest, err := s.interest(ctx, subscription)
 		if _, ok := errors.AsType[*trumpet.Refusal](err); ok {
 			// What does not fit any more can be given up all the same.
-			interests, err = []hub.Interest{{Subscription: subscription}}, nil
+			interest, err = hub.Interest{Subscription: subscription}, nil
 		}
 		if err != nil {
 			return change, err
 		}
-		change.Interests = append(change.Interests, interests...)
+		change.Interests = append(change.Interests, interest)
 	}
 	return change, nil
 }

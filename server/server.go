@@ -151,6 +151,7 @@ type Server struct {
 	places      *places
 	gate        atomic.Pointer[gate] // once Serve was called
 	warnAddress sync.Once
+	blind       atomic.Bool // Postgres could not be asked for the columns of a filter, and that is logged
 	readers     sync.WaitGroup
 
 	mu      sync.Mutex

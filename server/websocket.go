@@ -213,7 +213,6 @@ func (r *socketReader) obey(kind websocket.MessageType, message []byte) error {
 			return r.conn.Change(change)
 		}
 		if _, ok := errors.AsType[*trumpet.Refusal](err); !ok {
-			r.server.config.Logger.Warn("cannot check a filter", "error", err)
 			return r.conn.Refuse(command.Ref, "Postgres could not be asked for the columns of a filter; ask again later")
 		}
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -52,6 +53,18 @@ func (b *bench) mark(workers []*worker) (mark, error) {
 		m.wCPU += cpu
 	}
 	return m, nil
+}
+
+// atRest is what the server and workers do in a time in which nothing changes.
+func (b *bench) atRest(ctx context.Context, workers []*worker, length time.Duration) (cost, error) {
+	m, err := b.mark(workers)
+	if err != nil {
+		return cost{}, err
+	}
+	if err := sleep(ctx, length); err != nil {
+		return cost{}, err
+	}
+	return b.since(m)
 }
 
 // since is what a mark's server and workers have done since, and who asked for it.

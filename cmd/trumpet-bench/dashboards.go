@@ -175,21 +175,15 @@ func (b *bench) liveDashboards(ctx context.Context, d dashboards, n int) (rows [
 	}
 	clients.forget()
 
-	m, err := b.mark(workers)
-	if err != nil {
-		return nil, err
-	}
-	if err := sleep(ctx, d.length); err != nil {
-		return nil, err
-	}
-	rest, err := b.since(m)
+	rest, err := b.atRest(ctx, workers, d.length)
 	if err != nil {
 		return nil, err
 	}
 	rows = append(rows, situation{clients: n, way: "live, at rest", cost: rest})
 
 	w := &writer{conn: b.conn, statement: dashboardChange}
-	if m, err = b.mark(workers); err != nil {
+	m, err := b.mark(workers)
+	if err != nil {
 		return nil, err
 	}
 	commits, err := w.run(ctx, d.rate, d.length)
@@ -225,14 +219,7 @@ func (b *bench) pollingDashboards(ctx context.Context, d dashboards, conn *pgx.C
 	if err := sleep(ctx, d.interval); err != nil { // all have begun
 		return nil, err
 	}
-	m, err := b.mark(nil)
-	if err != nil {
-		return nil, err
-	}
-	if err := sleep(ctx, d.length); err != nil {
-		return nil, err
-	}
-	rest, err := b.since(m)
+	rest, err := b.atRest(ctx, nil, d.length)
 	if err != nil {
 		return nil, err
 	}
@@ -244,7 +231,8 @@ func (b *bench) pollingDashboards(ctx context.Context, d dashboards, conn *pgx.C
 	}
 	w := &writer{conn: conn, statement: dashboardChange}
 	p.reset()
-	if m, err = b.mark(nil); err != nil {
+	m, err := b.mark(nil)
+	if err != nil {
 		return nil, err
 	}
 	commits, err := w.run(ctx, d.rate, d.length)

@@ -157,7 +157,7 @@ func (r *run) awaitAnswers(ctx context.Context) (want map[string]string) {
 	began := time.Now()
 	patience, cancel := context.WithTimeout(ctx, r.config.Patience)
 	defer cancel()
-	last := breaks(current, "live queries could not be asked for")
+	var last *broken
 	for {
 		want, differs, err := r.answers(patience)
 		switch {

@@ -32,6 +32,9 @@ type query struct {
 	retryAt   time.Time // zero if it did not fail
 	cancel    context.CancelFunc
 
+	told    bool  // that it fails
+	refused *kept // a result that could not be published just then
+
 	keeper *keeper // of an aggregate
 }
 
@@ -243,6 +246,20 @@ func (h *holder) start(ctx context.Context) (next time.Time) {
 	}
 	for _, q := range h.queries {
 		due, at := q.due()
+		if q.keeper != nil && q.refused != nil {
+			if q.retryAt.After(now) {
+				sooner(q.retryAt)
+				continue
+			}
+			again := *q.refused
+			q.refused = nil
+			h.group.Go(func() {
+				select {
+				case h.kept <- again:
+				case <-ctx.Done():
+				}
+			})
+		}
 		switch {
 		case !due:
 		case at.After(now):

@@ -16,14 +16,19 @@ func (h *holder) publish(ctx context.Context, q *query, value []byte, asOf int64
 	if q.failures > 0 {
 		h.log.Info("live query runs again", "name", q.Name, "failures", q.failures)
 	}
-	q.failures, q.retryAt = 0, time.Time{}
+	q.failures, q.retryAt, q.refused = 0, time.Time{}, nil
 	if !q.last.stale && q.last.value != nil && bytes.Equal(q.last.value, value) {
 		h.unchanged.Add(1)
 		return nil
 	}
 	taken, err := h.store(ctx, q, asOf, value, "", "")
-	if err != nil || !taken {
+	if err != nil {
 		return err
+	}
+	if !taken { // a query runs again, a keeper's result is given again
+		q.retryAt = time.Now().Add(retryFirst)
+		q.refused = &kept{query: q, value: value, asOf: asOf}
+		return nil
 	}
 	q.last = published{value: value, asOf: asOf}
 	h.published.Add(1)
@@ -35,17 +40,21 @@ func (h *holder) failed(ctx context.Context, q *query, reason error) error {
 	h.failures.Add(1)
 	q.retryAt = time.Now().Add(jitter(min(retryFirst<<min(q.failures, 20), retryLongest)))
 	q.failures++
-	if q.failures > 1 {
-		h.log.Debug("live query failed again", "name", q.Name, "error", reason)
-		return nil
-	}
 	public, detail := q.reasons(reason)
-	h.log.Warn("live query failed, its value is stale", "name", q.Name, "error", detail)
+	if q.failures == 1 {
+		h.log.Warn("live query failed, its value is stale", "name", q.Name, "error", detail)
+	} else {
+		h.log.Debug("live query failed again", "name", q.Name, "error", detail)
+		if q.told {
+			return nil
+		}
+	}
+	q.told = true
 	if q.last.stale && q.last.reason == public {
 		return nil // published by whoever had the duty before
 	}
 	taken, err := h.store(ctx, q, q.last.asOf, nil, public, detail)
-	if err != nil || !taken {
+	if q.told = taken; err != nil || !taken {
 		return err
 	}
 	q.last.stale, q.last.reason = true, public

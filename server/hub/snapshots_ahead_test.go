@@ -11,7 +11,7 @@ import (
 // moment in which the client's drainer looks. Still only what is up to the snapshot comes before it.
 func TestSnapshotAheadOfTheWorker(t *testing.T) {
 	t.Parallel()
-	const tries, before, all = 100, 20, 400
+	const tries, before, all = 30, 20, 400
 	for range tries {
 		h, s := withTable(t, 1)
 		p := newPeer(t, h, Client{Format: wire.WebSocket, Interests: follow("a")}, false)

@@ -58,7 +58,7 @@ func withTable(t *testing.T, rows int) (*Hub, *source) {
 // than two are read at once.
 func TestSnapshotsAreShared(t *testing.T) {
 	t.Parallel()
-	h, s := withTable(t, 5000)
+	h, s := withTable(t, 1500)
 	s.gate = make(chan struct{})
 	var peers []*peer
 	for i := range 60 {
@@ -79,7 +79,7 @@ func TestSnapshotsAreShared(t *testing.T) {
 				break
 			}
 		}
-		if rows != 5000-i%3 {
+		if rows != 1500-i%3 {
 			t.Errorf("client %d got %d rows", i, rows)
 		}
 		if m := p.expect(t, "ready"); m.Resumed || m.ID == "" {

@@ -60,15 +60,16 @@ language sql as $$
 $$;
 
 -- Called by the worker that has the duty, with a new result, or with why there is none, in words for
--- clients and for operators: then the value stays what it was, and is stale. False if the definition is another one by now, or if the
--- result is older than the one that is there: that is from a worker that had the duty before.
+-- clients and for operators: then the value stays what it was, and is stale. False if the definition is another one by now, or about to be; or if
+-- the result is older than the one that is there: that is from a worker that had the duty before.
 create function trumpet.publish_result(name text, version bigint, as_of bigint, value json, error text default null, detail text default null) returns boolean
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   known trumpet.live_result;
   record_id bigint;
 begin
-  perform from trumpet.live l where l.name = publish_result.name and l.version = publish_result.version for share;
+  -- A definition that is being replaced is not waited for: the worker comes back.
+  perform from trumpet.live l where l.name = publish_result.name and l.version = publish_result.version for key share skip locked;
   if not found then
     return false;
   end if;

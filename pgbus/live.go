@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -70,10 +71,16 @@ func (d *deliverer) retain(ctx context.Context) error {
 		results, err = pgx.CollectRows(rows, toResult)
 		return err
 	})
-	if err == nil && len(results) > 0 {
+	if results = before(results, d.bus.Status().Head); err == nil && len(results) > 0 {
 		d.bus.sink.Retain(results)
 	}
 	return err
+}
+
+// before leaves out results that come in their place of the log yet: given now, they would be followed by older
+// ones.
+func before(results []trumpet.Event, head trumpet.EventID) []trumpet.Event {
+	return slices.DeleteFunc(results, func(e trumpet.Event) bool { return e.ID.Position > head.Position })
 }
 
 // toResult reads one row of trumpet.live_results().

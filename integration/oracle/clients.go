@@ -378,32 +378,3 @@ func (c *client) ended(conn *connection, err error) {
 		c.fail(breaks(counted, "it was sent away as one that does not know the protocol: %v", err))
 	}
 }
-
-// refresh fetches the views that are not good any more, as an application does. While Postgres is
-// away it tries again with the next message.
-func (c *client) refresh(ctx context.Context, conn *connection) {
-	c.mu.Lock()
-	var tables []string
-	if conn.ready {
-		for table, dirty := range c.dirty {
-			if dirty {
-				tables = append(tables, table)
-			}
-		}
-	}
-	c.mu.Unlock()
-	for _, table := range tables {
-		bounded, cancel := context.WithTimeout(ctx, fetchTimeout)
-		rows, err := c.run.fetcher.fetch(bounded, table)
-		cancel()
-		if err != nil {
-			continue
-		}
-		c.mu.Lock()
-		c.views[table], c.dirty[table] = make(view, len(rows)), false
-		for key, row := range rows {
-			c.views[table][key] = row
-		}
-		c.mu.Unlock()
-	}
-}

@@ -1,6 +1,7 @@
 package oracle
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"sort"
@@ -166,6 +167,35 @@ func (c *client) apply(m *trumpettest.Message) {
 	case trumpet.OpBulk:
 		c.dirty[m.Topic] = true
 		c.run.tally.bulks.Add(1)
+	}
+}
+
+// refresh fetches the views that are not good any more, as an application does. While Postgres is
+// away it tries again with the next message.
+func (c *client) refresh(ctx context.Context, conn *connection) {
+	c.mu.Lock()
+	var tables []string
+	if conn.ready {
+		for table, dirty := range c.dirty {
+			if dirty {
+				tables = append(tables, table)
+			}
+		}
+	}
+	c.mu.Unlock()
+	for _, table := range tables {
+		bounded, cancel := context.WithTimeout(ctx, fetchTimeout)
+		rows, err := c.run.fetcher.fetch(bounded, table)
+		cancel()
+		if err != nil {
+			continue
+		}
+		c.mu.Lock()
+		c.views[table], c.dirty[table] = make(view, len(rows)), false
+		for key, row := range rows {
+			c.views[table][key] = row
+		}
+		c.mu.Unlock()
 	}
 }
 

@@ -51,6 +51,9 @@ func (r *run) settle(ctx context.Context, last bool) error {
 	for _, c := range present {
 		c.compare(&r.truth, until, tables, answers)
 	}
+	if err := r.explain(ctx); err != nil {
+		return err
+	}
 	r.truth.forget(r.oldest())
 	for _, s := range r.stations {
 		r.inspect(ctx, s)

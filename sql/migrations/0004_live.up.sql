@@ -95,8 +95,8 @@ begin
   return true;
 end $$;
 
--- The newest result of each live query, with its place in the log: null if it has none yet, or none
--- any more. What the definitions are is told by trumpet.live.
+-- The newest result of each live query, with its place in the log: null if it has none any more. One that
+-- has none yet is left out: it comes in its place, and there may be older ones before it. What the definitions are is told by trumpet.live.
 create function trumpet.live_results(
   out name text, out version bigint, out at timestamptz, out as_of bigint, out value text, out error text, out "position" bigint, out tag int)
 returns setof record
@@ -106,6 +106,8 @@ set enable_seqscan = off set enable_bitmapscan = off set jit = off as $$
     from trumpet.live_result r join trumpet.live l on l.name = r.name
     left join lateral (select g.position, g.tag from trumpet.log g
                         where g.position > r.follows and g.xid = r.xid and g.id = r.id order by g.position limit 1) p on true
+   where p.position is not null
+      or pg_visible_in_snapshot(r.xid, (select g.snapshot from trumpet.log g order by g.position desc limit 1))
 $$;
 
 -- Changes with every change of a definition. Asked for with every heartbeat.

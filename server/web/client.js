@@ -273,12 +273,12 @@ export function connect(options) {
         onReset?.(m);
         if (m.id && snapshot) for (const t of topics) refresh(topicOf(t));
         break;
-      case 'subscribed':
-        settle(m.ref, m);
-        break;
       case 'refused':
         refuse(m.ref, m.message);
         break;
+      case 'subscribed':
+        settle(m.ref, m);
+      // falls through: all up to its id was given
       case 'ping':
         if (m.id && !seen(m.id, lastId)) lastId = m.id;
         break;

@@ -180,9 +180,13 @@ func (p *pages) lookup(since trumpet.EventID) (*page, int) {
 // read reads a page, when there is room and its turn has come.
 func (p *pages) read(ctx context.Context, got *page) (err error) {
 	var epoch uint64
+	admitted := false
 	defer func() {
 		p.mu.Lock()
 		defer p.mu.Unlock()
+		if admitted { // not before: whoever is admitted next must see this one counted
+			<-p.reads
+		}
 		delete(p.reading, got.after)
 		if err != nil {
 			return
@@ -202,7 +206,7 @@ func (p *pages) read(ctx context.Context, got *page) (err error) {
 	if err := p.admit(ctx); err != nil {
 		return err
 	}
-	defer func() { <-p.reads }()
+	admitted = true
 	p.mu.Lock()
 	epoch = p.epoch
 	other, _ := p.lookup(got.after)

@@ -21,8 +21,12 @@ const (
 	slabFrame = 8 << 10
 )
 
-// errAgain: somebody else's page has it meanwhile, or what was read is void.
-var errAgain = errors.New("ask again")
+var (
+	// errAgain: nobody waited for the page any more, or what was read is void.
+	errAgain = errors.New("ask again")
+	// errCovered: another page has meanwhile what this one was to begin with.
+	errCovered = errors.New("another page has it")
+)
 
 // page is a page of the log. All that resume from within it share it, and its encodings.
 // Its node is in no list.
@@ -154,8 +158,9 @@ func (p *pages) get(ctx context.Context, since, key trumpet.EventID) (*page, int
 		case ctx.Err() != nil:
 			return nil, 0, ctx.Err()
 		case errors.Is(err, errAgain):
-		case key != since: // that page has changed, or is there no more
+		case key != since: // that page has changed, is there no more, or ends earlier
 			key = since
+		case errors.Is(err, errCovered): // it is found now
 		default:
 			return nil, 0, err
 		}
@@ -212,7 +217,7 @@ func (p *pages) read(ctx context.Context, got *page) (err error) {
 	other, _ := p.lookup(got.after)
 	p.mu.Unlock()
 	if other != nil {
-		return errAgain
+		return errCovered
 	}
 	// Not the first client's context: others wait for the same page.
 	ctx, cancel := context.WithTimeout(p.hub.ctx, logTimeout)

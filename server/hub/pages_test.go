@@ -1,6 +1,7 @@
 package hub
 
 import (
+	"context"
 	"fmt"
 	"testing"
 	"time"
@@ -85,6 +86,25 @@ func TestPagesAreSharedByAllWhoAreInThem(t *testing.T) {
 	h.pages.idle()
 	if h.pages.bytes != 0 || len(h.pages.loaded) != 0 {
 		t.Errorf("%d pages with %d bytes are left", len(h.pages.loaded), h.pages.bytes)
+	}
+}
+
+// The page that a client was in is let go of, and another one, which begins before it and ends before the
+// client's place, is there.
+func TestAPageIsReadThoughAnotherHasItsBeginning(t *testing.T) {
+	t.Parallel()
+	h, _, all := filled(t, Config{}, 10, 40, 10)
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	defer cancel()
+	for _, from := range []struct{ since, key int }{{4, 4}, {16, 9}} {
+		got, index, err := h.pages.get(ctx, all[from.since].ID, all[from.key].ID)
+		if err != nil {
+			t.Fatalf("event %d, in the page after %d: %v", from.since, from.key, err)
+		}
+		if e := got.entries[index].event; e.ID != all[from.since+1].ID {
+			t.Errorf("after event %d comes %v", from.since, e.ID)
+		}
+		h.pages.put(got)
 	}
 }
 

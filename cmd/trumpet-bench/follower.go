@@ -11,6 +11,12 @@ import (
 	"net"
 )
 
+// The handshake's key, which need not be random here, and its answer (RFC 6455, section 1.3).
+const (
+	webSocketKey    = "dGhlIHNhbXBsZSBub25jZQ=="
+	webSocketAccept = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
+)
+
 // follower is one connection that only reads. It does as little as it can, so that many of them
 // cost little.
 type follower struct {
@@ -42,14 +48,11 @@ func (f *follower) follow(ctx context.Context, take func(message []byte) error) 
 		}
 	}
 	defer context.AfterFunc(ctx, f.close)()
-	request := "GET /ws?" + f.query + " HTTP/1.1\r\nHost: " + f.address + "\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n" +
-		"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
 	status := "HTTP/1.1 101"
 	if f.sse {
-		request = "GET /api/stream?" + f.query + " HTTP/1.1\r\nHost: " + f.address + "\r\n\r\n"
 		status = "HTTP/1.1 200"
 	}
-	if _, err := io.WriteString(f.conn, request); err != nil {
+	if _, err := io.WriteString(f.conn, request(f.address, f.query, f.sse)); err != nil {
 		return err
 	}
 	f.reader = bufio.NewReaderSize(f.conn, 32<<10)
@@ -70,6 +73,15 @@ func (f *follower) follow(ctx context.Context, take func(message []byte) error) 
 		return f.readStream(take)
 	}
 	return f.readFrames(take)
+}
+
+// request asks for a WebSocket or a stream of events.
+func request(address, query string, sse bool) string {
+	if sse {
+		return "GET /api/stream?" + query + " HTTP/1.1\r\nHost: " + address + "\r\n\r\n"
+	}
+	return "GET /ws?" + query + " HTTP/1.1\r\nHost: " + address + "\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n" +
+		"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: " + webSocketKey + "\r\n\r\n"
 }
 
 func (f *follower) readFrames(take func([]byte) error) error {

@@ -7,6 +7,7 @@
 //	resume      what it takes that many clients come back at once, far behind
 //	dashboards  what dashboards cost Postgres, over live queries and by polling
 //	aggregates  what one change costs, by the table's size
+//	fanout      how fast one worker gives messages to many clients, beside a bare loop of writes
 //
 // It starts a private Postgres and real workers, and waits for all of them at the end.
 package main
@@ -72,6 +73,34 @@ var measurements = []measurement{
 	}},
 	{"dashboards", "what dashboards cost Postgres: live queries beside polling, at rest and under change", dashboardFlags},
 	{"aggregates", "what one change costs by the table's size: an aggregate kept up, a query run again, polling", aggregateFlags},
+	{"fanout", "how fast one worker gives messages to many clients, beside a bare loop of writes", fanoutFlags},
+}
+
+// fanout says how the fan-out is measured.
+type fanout struct {
+	clients, size, rounds, rate int
+	window                      int64
+	length, settle              time.Duration
+}
+
+func fanoutFlags(f *flag.FlagSet) func(context.Context, string) error {
+	clients := f.Int("clients", 1000, "connections, one topic; one transport after the other")
+	size := f.Int("size", 200, "bytes of each message's data, at least 80")
+	rounds := f.Int("rounds", 5, "measure everything this often, in turn, and take medians")
+	seconds := f.Int("seconds", 3, "how long one measurement takes; there are three for each target and round")
+	rate := f.Int("rate", 20, "messages a second in the open loop")
+	window := f.Int("window", 256, "flat out: how many messages the clients may be behind")
+	settle := f.Duration("settle", 2*time.Second, "how long before memory is read")
+	return func(ctx context.Context, _ string) error {
+		if err := errors.Join(bounded("clients", *clients, 15_000), bounded("rounds", *rounds, 100), bounded("seconds", *seconds, 60),
+			bounded("rate", *rate, 10_000), bounded("window", *window, 100_000), bounded("size", *size, 100_000)); err != nil {
+			return err
+		}
+		return measureFanout(ctx, fanout{
+			clients: *clients, size: *size, rounds: *rounds, rate: *rate, window: int64(*window),
+			length: time.Duration(*seconds) * time.Second, settle: *settle,
+		})
+	}
 }
 
 func dashboardFlags(f *flag.FlagSet) func(context.Context, string) error {
@@ -144,6 +173,9 @@ func (n *numbers) Set(text string) error {
 }
 
 func run(ctx context.Context, args []string) error {
+	if len(args) > 0 && args[0] == "target" { // of fanout, which starts it
+		return runTarget(ctx, args[1:])
+	}
 	if len(args) > 0 {
 		for _, m := range measurements {
 			if m.name != args[0] {

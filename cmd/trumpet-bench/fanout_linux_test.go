@@ -1,0 +1,103 @@
+package main
+
+import (
+	"bufio"
+	"errors"
+	"io"
+	"net"
+	"testing"
+	"time"
+
+	"github.com/trumpet-realtime/trumpet/server/wire"
+)
+
+// Both targets over both transports, with what print shows: every client has every message, and a missing
+// one is noticed.
+func TestSinkHasWhatTargetsGive(t *testing.T) {
+	t.Parallel()
+	for _, format := range formats {
+		for _, target := range targets {
+			t.Run(target.name+" over "+format.name, func(t *testing.T) {
+				t.Parallel()
+				listener, err := net.Listen("tcp", "127.0.0.1:0")
+				if err != nil {
+					t.Fatal(err)
+				}
+				reader, writer := io.Pipe()
+				in := &messages{reader: bufio.NewReader(reader), size: 200}
+				ended := make(chan error, 1)
+				go func() {
+					if target.name == "loop" {
+						f := wire.WebSocket
+						if format.name == "sse" {
+							f = wire.SSE
+						}
+						ended <- runLoop(listener, in, f)
+						return
+					}
+					ended <- runHub(t.Context(), listener, in)
+				}()
+				const clients, count = 20, 300
+				s, err := dialSink(listener.Addr().String(), clients, format.name == "sse")
+				if err != nil {
+					t.Fatal(err)
+				}
+				r := &running{sink: s, in: writer, clients: clients}
+				for deadline := time.Now().Add(20 * time.Second); s.ready.Load() < clients; {
+					if err := errors.Join(s.failed(), sleep(t.Context(), time.Millisecond)); err != nil || time.Now().After(deadline) {
+						t.Fatalf("%d of %d are ready: %v", s.ready.Load(), clients, err)
+					}
+				}
+				s.recording(true)
+				for range count {
+					if err := r.publish(time.Now()); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if err := errors.Join(r.await(t.Context(), count), s.complete(count)); err != nil {
+					t.Fatal(err)
+				}
+				if delays := s.recording(false); len(delays) != clients*count {
+					t.Errorf("%d delays were noted", len(delays))
+				}
+				r.published++ // one is left out
+				if err := r.publish(time.Now()); err != nil {
+					t.Fatal(err)
+				}
+				if err := r.await(t.Context(), count+1); err == nil {
+					t.Error("a missing message is not noticed")
+				}
+				if err := errors.Join(s.close(), writer.Close(), <-ended); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+	}
+}
+
+// Messages are found wherever the stream of bytes was cut.
+func TestSinkTakesMessagesInPieces(t *testing.T) {
+	t.Parallel()
+	at := time.Unix(1_795_000_000, 123)
+	stream := []byte("HTTP/1.1 200 OK\r\n\r\nevent: ready\ndata: {\"type\":\"ready\"}\n\n")
+	for n := range int64(12) {
+		stream = message(append(stream, "data: "...), n+1, at, 80+int(n))
+	}
+	for piece := 1; piece < len(stream); piece += 7 {
+		s, c, total := &sink{record: true}, &sinkConn{}, int64(0)
+		for from := 0; from < len(stream); from += piece {
+			n, err := s.take(c, stream[from:min(from+piece, len(stream))])
+			if err != nil {
+				t.Fatalf("in pieces of %d: %v", piece, err)
+			}
+			total += n
+		}
+		if total != 12 || c.last != 12 || s.ready.Load() != 1 || len(s.delays) != 12 {
+			t.Errorf("in pieces of %d: %d messages, up to %d", piece, total, c.last)
+		}
+	}
+	refused := &sinkConn{}
+	if _, err := new(sink).take(refused, []byte("HTTP/1.1 503 Service Unavailable\r\n\r\n")); err == nil {
+		t.Error("a refusal is taken for a stream")
+	}
+}

@@ -1,0 +1,284 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net/netip"
+	"runtime"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// sink is many connections that only read, by one thread with epoll(7), so that it is not what a
+// measurement measures. It takes no frames apart: it looks for numbered messages in the stream of bytes,
+// and notes when one is missing, comes twice, or comes late.
+type sink struct {
+	epoll  int
+	conns  []sinkConn
+	buffer []byte
+
+	ready   atomic.Int64 // connections that were told so
+	total   atomic.Int64 // messages, of all connections together
+	goal    atomic.Int64 // of total; who waits for it is told by reached
+	reached chan struct{}
+
+	mu     sync.Mutex
+	record bool            // note delays
+	delays []time.Duration // since the intended time of each message
+	err    error           // the first one
+
+	done sync.WaitGroup
+	stop atomic.Bool
+}
+
+type sinkConn struct {
+	fd   int
+	live bool
+	rest []byte // not taken yet
+	last int64  // the number of the newest message
+}
+
+const (
+	// pongEvery is how often WebSocket clients give a sign of life, so that pings need not be looked for.
+	pongEvery = 10 * time.Second
+	// messageStart is what a message's data begin with: {"n":number,"t":nanoseconds of its intended time,…
+	messageStart = `{"n":`
+)
+
+// dialSink connects and starts the goroutine that reads. sse says which of the two transports.
+func dialSink(address string, clients int, sse bool) (*sink, error) {
+	at, err := netip.ParseAddrPort(address)
+	if err != nil {
+		return nil, err
+	}
+	epoll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("epoll: %w", err)
+	}
+	s := &sink{epoll: epoll, buffer: make([]byte, 256<<10), reached: make(chan struct{}, 1), conns: make([]sinkConn, clients)}
+	for i := range s.conns {
+		s.conns[i].fd = -1
+	}
+	s.done.Go(s.read)
+	if !sse {
+		s.done.Go(s.pong)
+	}
+	asked := request(address, "topics=bench", sse)
+	for i := range s.conns {
+		if err := s.dial(i, at, asked); err != nil {
+			return nil, errors.Join(fmt.Errorf("connect client %d: %w", i, err), s.close())
+		}
+	}
+	return s, nil
+}
+
+func (s *sink) dial(i int, at netip.AddrPort, request string) error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.conns[i].fd = fd
+	s.mu.Unlock()
+	if err := unix.Connect(fd, &unix.SockaddrInet4{Port: int(at.Port()), Addr: at.Addr().As4()}); err != nil {
+		return err
+	}
+	if _, err := unix.Write(fd, []byte(request)); err != nil {
+		return err
+	}
+	if err := unix.SetNonblock(fd, true); err != nil {
+		return err
+	}
+	return unix.EpollCtl(s.epoll, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(i)}) //nolint:gosec // few
+}
+
+// read is the goroutine that reads all.
+func (s *sink) read() {
+	runtime.LockOSThread()
+	events := make([]unix.EpollEvent, 512)
+	for !s.stop.Load() {
+		n, err := unix.EpollWait(s.epoll, events, 50)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			s.fail(fmt.Errorf("epoll: %w", err))
+			return
+		}
+		s.mu.Lock()
+		got := int64(0)
+		for _, e := range events[:n] {
+			c := &s.conns[e.Fd]
+			size, err := unix.Read(c.fd, s.buffer)
+			switch {
+			case errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR):
+				continue
+			case err == nil && size > 0:
+				var n int64
+				if n, err = s.take(c, s.buffer[:size]); err == nil {
+					got += n
+					continue
+				}
+			case err == nil:
+				err = fmt.Errorf("the server hung up after message %d: %q", c.last, c.rest)
+			}
+			_ = unix.EpollCtl(s.epoll, unix.EPOLL_CTL_DEL, c.fd, nil)
+			if s.err == nil {
+				s.err = fmt.Errorf("client %d: %w", e.Fd, err)
+			}
+		}
+		failed := s.err != nil
+		s.mu.Unlock()
+		if total, goal := s.total.Add(got), s.goal.Load(); failed || total >= goal && goal > 0 {
+			select {
+			case s.reached <- struct{}{}:
+			default:
+			}
+		}
+	}
+}
+
+func (s *sink) fail(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.err == nil {
+		s.err = err
+	}
+}
+
+// take counts the messages in what a connection got.
+func (s *sink) take(c *sinkConn, text []byte) (messages int64, err error) {
+	if len(c.rest) > 0 {
+		c.rest = append(c.rest, text...)
+		text = c.rest
+	}
+	if !c.live {
+		if bytes.Contains(text, []byte("\r\n\r\n")) && !bytes.HasPrefix(text, []byte("HTTP/1.1 101")) && !bytes.HasPrefix(text, []byte("HTTP/1.1 200")) {
+			return 0, fmt.Errorf("the server answered %q", text)
+		}
+		at := bytes.Index(text, []byte(`"ready"`))
+		if at < 0 {
+			c.keep(text)
+			return 0, nil
+		}
+		c.live, text = true, text[at:]
+		s.ready.Add(1)
+	}
+	now := time.Now().UnixNano()
+	for {
+		at := bytes.Index(text, []byte(messageStart))
+		if at < 0 {
+			c.keep(text[max(0, len(text)-len(messageStart)+1):])
+			return messages, nil
+		}
+		number, intended, size := parseStart(text[at:])
+		if size == 0 {
+			c.keep(text[at:])
+			return messages, nil
+		}
+		if number != c.last+1 {
+			return messages, fmt.Errorf("after message %d came %d", c.last, number)
+		}
+		c.last = number
+		messages++
+		if s.record {
+			s.delays = append(s.delays, time.Duration(now-intended))
+		}
+		text = text[at+size:]
+	}
+}
+
+// keep keeps what is to be looked at with what comes next.
+func (c *sinkConn) keep(text []byte) { c.rest = append(c.rest[:0], text...) }
+
+// parseStart reads the beginning of a message's data; size is 0 if that is not all there.
+func parseStart(text []byte) (number, intended int64, size int) {
+	const second = `,"t":`
+	rest := text[len(messageStart):]
+	end := bytes.IndexByte(rest, ',')
+	if end < 0 || len(rest) < end+len(second) || string(rest[end:end+len(second)]) != second {
+		return 0, 0, 0
+	}
+	number, rest = position(rest[:end]), rest[end+len(second):]
+	if end = bytes.IndexByte(rest, ','); end < 0 {
+		return 0, 0, 0
+	}
+	return number, position(rest[:end]), len(text) - len(rest) + end
+}
+
+// message is numbered data of some size.
+func message(dst []byte, number int64, intended time.Time, size int) []byte {
+	start := len(dst)
+	dst = append(dst, messageStart...)
+	dst = strconv.AppendInt(dst, number, 10)
+	dst = append(dst, `,"t":`...)
+	dst = strconv.AppendInt(dst, intended.UnixNano(), 10)
+	dst = append(dst, `,"pad":"`...)
+	for len(dst)-start < size-2 {
+		dst = append(dst, 'x')
+	}
+	return append(dst, `"}`...)
+}
+
+// pong has every client give a sign of life now and then (RFC 6455, section 5.5.3: a pong may come unasked).
+func (s *sink) pong() {
+	frame := []byte{0x8a, 0x80, 0, 0, 0, 0}
+	for next := time.Now().Add(pongEvery); !s.stop.Load(); time.Sleep(50 * time.Millisecond) {
+		if time.Now().Before(next) {
+			continue
+		}
+		next = time.Now().Add(pongEvery)
+		s.mu.Lock()
+		for i := range s.conns {
+			if s.conns[i].live {
+				_, _ = unix.Write(s.conns[i].fd, frame) // who is gone is noticed by read
+			}
+		}
+		s.mu.Unlock()
+	}
+}
+
+// failed returns what went wrong so far.
+func (s *sink) failed() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.err
+}
+
+// complete reports an error unless every client has had every message up to a number.
+func (s *sink) complete(number int64) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i := range s.conns {
+		if s.conns[i].last != number {
+			return fmt.Errorf("client %d has messages up to %d, of %d", i, s.conns[i].last, number)
+		}
+	}
+	return s.err
+}
+
+// recording begins to note delays, or returns those that were noted.
+func (s *sink) recording(on bool) []time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	noted := s.delays
+	s.record, s.delays = on, nil
+	return noted
+}
+
+// close hangs up and waits.
+func (s *sink) close() error {
+	s.stop.Store(true)
+	s.done.Wait()
+	for i := range s.conns {
+		if s.conns[i].fd >= 0 {
+			_ = unix.Close(s.conns[i].fd)
+		}
+	}
+	return unix.Close(s.epoll)
+}

@@ -13,10 +13,19 @@ import (
 	"time"
 )
 
-// targets are what is measured, each in both formats.
+// targets are what is measured, each in both formats. A peer is a program of its own, which is given as a flag.
 var targets = []struct{ name, title string }{
 	{"loop", "bare loop"},
 	{"hub", "Trumpet"},
+	{"centrifuge", "centrifuge"},
+}
+
+// targets are those that are there.
+func (f fanout) targets() []struct{ name, title string } {
+	if f.centrifuge == "" {
+		return targets[:2]
+	}
+	return targets
 }
 
 // formats are the two transports.
@@ -48,7 +57,7 @@ func measureFanout(ctx context.Context, f fanout) error {
 	rounds := make(map[[2]string][]fanoutRound)
 	for round := range f.rounds {
 		for _, format := range formats {
-			for _, target := range targets {
+			for _, target := range f.targets() {
 				r, err := f.round(ctx, target.name, format.name)
 				if err != nil {
 					return fmt.Errorf("round %d, %s over %s: %w", round+1, target.title, format.title, err)
@@ -68,7 +77,9 @@ type running struct {
 	cmd       *exec.Cmd
 	in        io.WriteCloser
 	clients   int
+	size      int
 	published int64
+	line      []byte
 }
 
 func (f fanout) start(ctx context.Context, target, format string) (r *running, base int64, err error) {
@@ -76,7 +87,10 @@ func (f fanout) start(ctx context.Context, target, format string) (r *running, b
 	if err != nil {
 		return nil, 0, err
 	}
-	r = &running{cmd: exec.CommandContext(ctx, self, "target", target, format, strconv.Itoa(f.size)), clients: f.clients}
+	r = &running{cmd: exec.CommandContext(ctx, self, "target", target, format), clients: f.clients, size: f.size}
+	if target == "centrifuge" {
+		r.cmd = exec.CommandContext(ctx, f.centrifuge)
+	}
 	r.cmd.Stderr = os.Stderr
 	if r.in, err = r.cmd.StdinPipe(); err != nil {
 		return nil, 0, err
@@ -93,7 +107,7 @@ func (f fanout) start(ctx context.Context, target, format string) (r *running, b
 		base, err = resident(r.cmd.Process.Pid)
 	}
 	if err == nil {
-		r.sink, err = dialSink(strings.TrimSpace(address), f.clients, format == "sse")
+		r.sink, err = dialSink(strings.TrimSpace(address), f.clients, format == "sse", target == "centrifuge")
 	}
 	if err != nil {
 		return nil, 0, errors.Join(err, r.end())
@@ -154,7 +168,8 @@ func (r *running) memory(ctx context.Context, base int64, settle time.Duration) 
 
 func (r *running) publish(intended time.Time) error {
 	r.published++
-	_, err := fmt.Fprintf(r.in, "%d %d\n", r.published, intended.UnixNano())
+	r.line = append(message(r.line[:0], r.published, intended, r.size), '\n')
+	_, err := r.in.Write(r.line)
 	return err
 }
 
@@ -267,7 +282,7 @@ func (f fanout) print(rounds map[[2]string][]fanoutRound) {
 			}
 			return median(values)
 		}
-		for _, target := range targets {
+		for _, target := range f.targets() {
 			of := func(value func(r fanoutRound) float64) (float64, float64) {
 				v := column(target.name, value)
 				return v, v / column("loop", value)

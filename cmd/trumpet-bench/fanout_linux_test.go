@@ -7,8 +7,6 @@ import (
 	"net"
 	"testing"
 	"time"
-
-	"github.com/trumpet-realtime/trumpet/server/wire"
 )
 
 // Both targets over both transports, with what print shows: every client has every message, and a missing
@@ -16,7 +14,7 @@ import (
 func TestSinkHasWhatTargetsGive(t *testing.T) {
 	t.Parallel()
 	for _, format := range formats {
-		for _, target := range targets {
+		for _, target := range new(fanout).targets() {
 			t.Run(target.name+" over "+format.name, func(t *testing.T) {
 				t.Parallel()
 				listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -24,25 +22,21 @@ func TestSinkHasWhatTargetsGive(t *testing.T) {
 					t.Fatal(err)
 				}
 				reader, writer := io.Pipe()
-				in := &messages{reader: bufio.NewReader(reader), size: 200}
+				in := bufio.NewReader(reader)
 				ended := make(chan error, 1)
 				go func() {
 					if target.name == "loop" {
-						f := wire.WebSocket
-						if format.name == "sse" {
-							f = wire.SSE
-						}
-						ended <- runLoop(listener, in, f)
+						ended <- runLoop(listener, in, wireFormats[format.name])
 						return
 					}
 					ended <- runHub(t.Context(), listener, in)
 				}()
 				const clients, count = 20, 300
-				s, err := dialSink(listener.Addr().String(), clients, format.name == "sse")
+				s, err := dialSink(listener.Addr().String(), clients, format.name == "sse", false)
 				if err != nil {
 					t.Fatal(err)
 				}
-				r := &running{sink: s, in: writer, clients: clients}
+				r := &running{sink: s, in: writer, clients: clients, size: 200}
 				for deadline := time.Now().Add(20 * time.Second); s.ready.Load() < clients; {
 					if err := errors.Join(s.failed(), sleep(t.Context(), time.Millisecond)); err != nil || time.Now().After(deadline) {
 						t.Fatalf("%d of %d are ready: %v", s.ready.Load(), clients, err)

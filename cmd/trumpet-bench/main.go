@@ -81,6 +81,7 @@ type fanout struct {
 	clients, size, rounds, rate int
 	window                      int64
 	length, settle              time.Duration
+	centrifuge                  string // the peer's binary
 }
 
 func fanoutFlags(f *flag.FlagSet) func(context.Context, string) error {
@@ -91,6 +92,7 @@ func fanoutFlags(f *flag.FlagSet) func(context.Context, string) error {
 	rate := f.Int("rate", 20, "messages a second in the open loop")
 	window := f.Int("window", 256, "flat out: how many messages the clients may be behind")
 	settle := f.Duration("settle", 2*time.Second, "how long before memory is read")
+	centrifuge := f.String("centrifuge", "", "measure the centrifuge library too: the `binary` of cmd/trumpet-bench/peers")
 	return func(ctx context.Context, _ string) error {
 		if err := errors.Join(bounded("clients", *clients, 15_000), bounded("rounds", *rounds, 100), bounded("seconds", *seconds, 60),
 			bounded("rate", *rate, 10_000), bounded("window", *window, 100_000), bounded("size", *size, 100_000)); err != nil {
@@ -98,7 +100,7 @@ func fanoutFlags(f *flag.FlagSet) func(context.Context, string) error {
 		}
 		return measureFanout(ctx, fanout{
 			clients: *clients, size: *size, rounds: *rounds, rate: *rate, window: int64(*window),
-			length: time.Duration(*seconds) * time.Second, settle: *settle,
+			length: time.Duration(*seconds) * time.Second, settle: *settle, centrifuge: *centrifuge,
 		})
 	}
 }

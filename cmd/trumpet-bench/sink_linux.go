@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"net/url"
 	"runtime"
 	"strconv"
 	"sync"
@@ -21,6 +22,7 @@ type sink struct {
 	epoll  int
 	conns  []sinkConn
 	buffer []byte
+	hello  []byte // what each client says first
 
 	ready   atomic.Int64 // connections that were told so
 	total   atomic.Int64 // messages, of all connections together
@@ -38,6 +40,7 @@ type sink struct {
 
 type sinkConn struct {
 	fd   int
+	said bool // hello, after the server's head
 	live bool
 	rest []byte // not taken yet
 	last int64  // the number of the newest message
@@ -46,12 +49,14 @@ type sinkConn struct {
 const (
 	// pongEvery is how often WebSocket clients give a sign of life, so that pings need not be looked for.
 	pongEvery = 10 * time.Second
+	// connectCommand is the first that a client of centrifuge says.
+	connectCommand = `{"id":1,"connect":{}}`
 	// messageStart is what a message's data begin with: {"n":number,"t":nanoseconds of its intended time,…
 	messageStart = `{"n":`
 )
 
-// dialSink connects and starts the goroutine that reads. sse says which of the two transports.
-func dialSink(address string, clients int, sse bool) (*sink, error) {
+// dialSink connects and starts the goroutines that read and send pongs. sse says which of the two transports.
+func dialSink(address string, clients int, sse, centrifuge bool) (*sink, error) {
 	at, err := netip.ParseAddrPort(address)
 	if err != nil {
 		return nil, err
@@ -65,10 +70,18 @@ func dialSink(address string, clients int, sse bool) (*sink, error) {
 		s.conns[i].fd = -1
 	}
 	s.done.Go(s.read)
-	if !sse {
+	// What centrifuge is to be told, and Trumpet does not mind: a command in the URL, or in a frame, which is
+	// masked with zeros.
+	query := "topics=bench"
+	if sse {
+		query += "&cf_connect=" + url.QueryEscape(connectCommand)
+	} else {
 		s.done.Go(s.pong)
+		if centrifuge {
+			s.hello = append([]byte{0x81, 0x80 | byte(len(connectCommand)), 0, 0, 0, 0}, connectCommand...)
+		}
 	}
-	asked := request(address, "topics=bench", sse)
+	asked := request(address, query, sse)
 	for i := range s.conns {
 		if err := s.dial(i, at, asked); err != nil {
 			return nil, errors.Join(fmt.Errorf("connect client %d: %w", i, err), s.close())
@@ -158,8 +171,16 @@ func (s *sink) take(c *sinkConn, text []byte) (messages int64, err error) {
 		text = c.rest
 	}
 	if !c.live {
-		if bytes.Contains(text, []byte("\r\n\r\n")) && !bytes.HasPrefix(text, []byte("HTTP/1.1 101")) && !bytes.HasPrefix(text, []byte("HTTP/1.1 200")) {
-			return 0, fmt.Errorf("the server answered %q", text)
+		if !c.said && bytes.Contains(text, []byte("\r\n\r\n")) {
+			if !bytes.HasPrefix(text, []byte("HTTP/1.1 101")) && !bytes.HasPrefix(text, []byte("HTTP/1.1 200")) {
+				return 0, fmt.Errorf("the server answered %q", text)
+			}
+			c.said = true
+			if len(s.hello) > 0 {
+				if _, err := unix.Write(c.fd, s.hello); err != nil {
+					return 0, err
+				}
+			}
 		}
 		at := bytes.Index(text, []byte(`"ready"`))
 		if at < 0 {

@@ -10,8 +10,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -24,19 +22,10 @@ import (
 )
 
 // runTarget is a process that is measured. It says on standard output where it listens, and gives its
-// clients what standard input says, a line for each message: its number and its intended time in
-// nanoseconds. It ends with standard input.
+// clients what standard input says: each line is a message's data. It ends with standard input.
 func runTarget(ctx context.Context, args []string) error {
-	if len(args) != 3 {
-		return fmt.Errorf("target takes a name, a format and a size, and got %q", args)
-	}
-	format := wire.WebSocket
-	if args[1] == "sse" {
-		format = wire.SSE
-	}
-	size, err := strconv.Atoi(args[2])
-	if err != nil {
-		return err
+	if len(args) != 2 {
+		return fmt.Errorf("target takes a name and a format, and got %q", args)
 	}
 	if err := allowFiles(64); err != nil {
 		return err
@@ -46,42 +35,37 @@ func runTarget(ctx context.Context, args []string) error {
 		return err
 	}
 	fmt.Println(listener.Addr())
-	in := &messages{reader: bufio.NewReaderSize(os.Stdin, 64<<10), size: size}
+	in := bufio.NewReaderSize(os.Stdin, 64<<10)
 	if args[0] == "loop" {
-		return runLoop(listener, in, format)
+		return runLoop(listener, in, wireFormats[args[1]])
 	}
 	return runHub(ctx, listener, in)
 }
 
-// messages reads what is to be given.
-type messages struct {
-	reader *bufio.Reader
-	size   int
-}
+var wireFormats = map[string]wire.Format{"websocket": wire.WebSocket, "sse": wire.SSE}
 
-// next waits for a message, and returns all that have come. At the end of input it returns io.EOF.
-func (m *messages) next() (events []trumpet.Event, err error) {
-	for len(events) == 0 || m.reader.Buffered() > 0 {
-		line, err := m.reader.ReadSlice('\n')
+// nextMessages waits for a message, and returns all that have come. At the end of input it returns io.EOF.
+func nextMessages(in *bufio.Reader) (events []trumpet.Event, err error) {
+	for len(events) == 0 || in.Buffered() > 0 {
+		line, err := in.ReadBytes('\n')
 		if err != nil {
 			return nil, err
 		}
-		number, intended, ok := strings.Cut(strings.TrimSpace(string(line)), " ")
-		n, err := strconv.ParseInt(number, 10, 64)
-		if err != nil || !ok {
-			return nil, fmt.Errorf("line %q", line)
+		data := bytes.TrimSuffix(line, []byte("\n"))
+		number, intended, size := parseStart(data)
+		if size == 0 {
+			return nil, fmt.Errorf("not a message: %q", data)
 		}
-		at := time.Unix(0, position([]byte(intended)))
 		events = append(events, trumpet.Event{
-			ID: trumpet.EventID{Position: n, Tag: 1}, Topic: "bench", Op: trumpet.OpBroadcast, At: at,
-			Data: message(nil, n, at, m.size),
+			ID: trumpet.EventID{Position: number, Tag: 1}, Topic: "bench", Op: trumpet.OpBroadcast,
+			At: time.Unix(0, intended), Data: data,
 		})
 	}
 	return events, nil
 }
 
 // runHub is a worker without Postgres: what it reads is appended to its hub.
-func runHub(ctx context.Context, listener net.Listener, in *messages) (err error) {
+func runHub(ctx context.Context, listener net.Listener, in *bufio.Reader) (err error) {
 	h, err := hub.New(hub.Config{Worker: "bench"})
 	if err != nil {
 		return err
@@ -98,7 +82,7 @@ func runHub(ctx context.Context, listener net.Listener, in *messages) (err error
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(ctx, listener) }()
 	for {
-		events, err := in.next()
+		events, err := nextMessages(in)
 		if err != nil {
 			cancel()
 			return errors.Join(<-served, unlessEOF(err))
@@ -134,7 +118,7 @@ type loop struct {
 	fds    []int
 }
 
-func runLoop(listener net.Listener, in *messages, format wire.Format) error {
+func runLoop(listener net.Listener, in *bufio.Reader, format wire.Format) error {
 	l := &loop{format: format}
 	var accepting sync.WaitGroup
 	accepting.Go(func() {
@@ -152,7 +136,7 @@ func runLoop(listener net.Listener, in *messages, format wire.Format) error {
 	defer accepting.Wait()
 	defer listener.Close()
 	for {
-		events, err := in.next()
+		events, err := nextMessages(in)
 		if err != nil {
 			return unlessEOF(err)
 		}

@@ -194,14 +194,15 @@ func delays(commits []commit, arrivals []arrival) []time.Duration {
 	return all
 }
 
-// quantiles sorts and picks.
+// quantiles sorts and picks. Of nothing there are none.
 func quantiles(values []time.Duration, qs ...float64) []time.Duration {
+	if len(values) == 0 {
+		return nil
+	}
 	slices.Sort(values)
 	picked := make([]time.Duration, len(qs))
 	for i, q := range qs {
-		if len(values) > 0 {
-			picked[i] = values[min(int(q*float64(len(values))), len(values)-1)]
-		}
+		picked[i] = values[min(int(q*float64(len(values))), len(values)-1)]
 	}
 	return picked
 }

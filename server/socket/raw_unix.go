@@ -20,20 +20,18 @@ func rawConn(conn net.Conn) syscall.RawConn {
 	return nil
 }
 
-// writeOnce is one write system call on a socket that never blocks. Returning true keeps
-// the runtime from waiting for the socket.
-func (c *Conn) writeOnce(fd uintptr) bool {
+// writeOnce is one write system call on a socket that never blocks.
+func writeOnce(fd int, buf []byte) (int, error) {
 	for {
-		n, err := syscall.Write(int(fd), c.buf)
+		n, err := syscall.Write(fd, buf)
 		switch err {
 		case nil:
-			c.n = n
+			return n, nil
 		case syscall.EINTR:
-			continue
 		case syscall.EAGAIN:
+			return 0, nil
 		default:
-			c.err = err
+			return 0, err
 		}
-		return true
 	}
 }

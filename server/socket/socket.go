@@ -33,19 +33,15 @@ const (
 type Conn struct {
 	net.Conn
 	raw       syscall.RawConn // nil if the connection cannot be written without waiting
+	fd        int             // raw's, for writing while it is not shut
 	early     []byte          // read ahead by the HTTP server
 	halfClose bool            // Finish ends the stream, because nothing in it says so
 	patience  time.Duration
 	linger    time.Duration
 	patient   bool
 
-	// attempt is what RawConn.Write calls: made once, so that writing allocates nothing.
-	attempt func(fd uintptr) bool
-
 	mu       sync.Mutex
-	buf      []byte // guarded by mu, as are the results n and err of attempt
-	n        int
-	err      error
+	shut     bool   // Close was called
 	held     bool   // the hub writes with WriteUntil; control frames wait
 	finished bool   // nothing more is written
 	closed   bool   // a close frame came by Write
@@ -74,7 +70,13 @@ type Config struct {
 // TryWrite takes nothing from them.
 func New(conn net.Conn, config Config) *Conn {
 	c := &Conn{Conn: conn, early: config.Early, halfClose: config.HalfClose, patience: config.Patience, linger: cmp.Or(config.Linger, lingerTimeout), raw: rawConn(conn)}
-	c.attempt = c.writeOnce
+	if c.raw != nil {
+		// Kept, because asking for it at each write costs a tenth of the write. So all that close it must do
+		// so by Close.
+		if err := c.raw.Control(func(fd uintptr) { c.fd = int(fd) }); err != nil { //nolint:gosec // a file descriptor
+			c.shut = true // it is closed already
+		}
+	}
 	setUserTimeout(c.raw, userTimeout)
 	return c
 }
@@ -170,16 +172,22 @@ func (c *Conn) TryWrite(buf []byte) (int, error) {
 
 // try writes once without waiting; with mu held.
 func (c *Conn) try(buf []byte) (int, error) {
-	if c.raw == nil {
+	switch {
+	case c.shut:
+		return 0, net.ErrClosed
+	case c.raw == nil:
 		return 0, nil
 	}
-	c.buf, c.n, c.err = buf, 0, nil
-	err := c.raw.Write(c.attempt)
-	c.buf = nil
-	if err == nil {
-		err = c.err
-	}
-	return c.n, err
+	return writeOnce(c.fd, buf)
+}
+
+// Close closes the connection. No write without waiting is under way then, nor begins later: the
+// descriptor may be another connection's by then.
+func (c *Conn) Close() error {
+	c.mu.Lock()
+	c.shut = true
+	c.mu.Unlock()
+	return c.Conn.Close()
 }
 
 // Hold makes control frames wait until Release.

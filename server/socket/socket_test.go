@@ -163,6 +163,29 @@ func TestFinish(t *testing.T) {
 	}
 }
 
+// A closed connection's descriptor is the next one's. Nothing goes there.
+func TestNothingIsWrittenAfterClose(t *testing.T) {
+	t.Parallel()
+	closed, _ := pair(t, socket.Config{})
+	if err := closed.Close(); err != nil {
+		t.Fatal(err)
+	}
+	next, far := pair(t, socket.Config{})
+	if n, err := closed.TryWrite([]byte("stale")); n != 0 || !errors.Is(err, net.ErrClosed) {
+		t.Errorf("took %d bytes, %v", n, err)
+	}
+	if _, err := closed.Write([]byte("\x8a\x00")); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("a control frame: %v", err)
+	}
+	if _, err := next.TryWrite([]byte("fresh")); err != nil {
+		t.Fatal(err)
+	}
+	_ = next.Close()
+	if got, err := io.ReadAll(far); string(got) != "fresh" || err != nil {
+		t.Errorf("the next connection got %q, %v", got, err)
+	}
+}
+
 // What has no file descriptor, such as a TLS connection, is only written with waiting.
 func TestWithoutDescriptor(t *testing.T) {
 	t.Parallel()

@@ -1,9 +1,9 @@
 // Package server serves the hub over HTTP: WebSockets, server-sent events, broadcasts,
 // status, metrics and the pages. It knows nothing of Postgres.
 //
-// [Server.Serve] owns the HTTP server and one reading goroutine for each hijacked
-// connection, and returns when all have ended. The hub is not the server's: who made it
-// closes it afterwards.
+// [Server.Serve] owns the HTTP server, a poller, and one reading goroutine for each hijacked
+// connection on which something has come, and returns when all have ended. The hub is not the server's:
+// who made it closes it afterwards.
 package server
 
 import (
@@ -25,6 +25,7 @@ import (
 
 	"github.com/trumpet-realtime/trumpet"
 	"github.com/trumpet-realtime/trumpet/server/hub"
+	"github.com/trumpet-realtime/trumpet/server/socket"
 )
 
 const (
@@ -153,9 +154,10 @@ type Server struct {
 	warnAddress sync.Once
 	blind       atomic.Bool // Postgres could not be asked for the columns of a filter, and that is logged
 	readers     sync.WaitGroup
+	poller      atomic.Pointer[socket.Poller] // while Serve runs, where there is one
 
 	mu      sync.Mutex
-	sockets map[net.Conn]struct{} // what readers read from
+	sockets map[*socket.Conn]struct{} // what readers read from
 	ended   bool
 }
 
@@ -169,7 +171,7 @@ func New(config Config) (*Server, error) {
 		config:  config,
 		places:  newPlaces(config.MaxConnections, config.MaxConnectionsPerAddress, config.Headroom/4),
 		posts:   http.NewCrossOriginProtection(),
-		sockets: make(map[net.Conn]struct{}),
+		sockets: make(map[*socket.Conn]struct{}),
 	}
 	for _, origin := range config.AllowedOrigins {
 		if err := s.posts.AddTrustedOrigin(origin); err != nil {
@@ -200,6 +202,13 @@ func (s *Server) Serve(ctx context.Context, listener net.Listener) error {
 		// What clients do wrong on the wire is their business, and could fill a disk.
 		ErrorLog: slog.NewLogLogger(s.config.Logger.Handler(), slog.LevelDebug),
 	}
+	poller, err := socket.NewPoller()
+	if err != nil {
+		return fmt.Errorf("make poller: %w", err)
+	}
+	polled := make(chan error, 1)
+	go func() { polled <- poller.Run() }()
+	s.poller.Store(poller)
 	served := make(chan error, 1)
 	go func() { served <- httpServer.Serve(gate) }()
 
@@ -209,6 +218,9 @@ func (s *Server) Serve(ctx context.Context, listener net.Listener) error {
 	case err := <-served:
 		failed = fmt.Errorf("serve http: %w", err)
 		served <- nil
+	case err := <-polled:
+		failed = fmt.Errorf("poll connections: %w", err)
+		polled <- nil
 	}
 
 	s.draining.Store(true)
@@ -230,26 +242,7 @@ func (s *Server) Serve(ctx context.Context, listener net.Listener) error {
 	s.cutReaders()
 	s.readers.Wait()
 	<-served
-	return failed
-}
-
-// reading starts the goroutine that reads from a connection.
-func (s *Server) reading(conn net.Conn, read func()) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.ended {
-		_ = conn.Close()
-		return
-	}
-	s.sockets[conn] = struct{}{}
-	s.readers.Go(func() {
-		defer func() {
-			s.mu.Lock()
-			delete(s.sockets, conn)
-			s.mu.Unlock()
-		}()
-		read()
-	})
+	return errors.Join(failed, poller.Close(), <-polled)
 }
 
 // cutReaders closes what is still open after the drain; nothing is opened any more.

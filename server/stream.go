@@ -38,7 +38,7 @@ func (s *Server) stream(w http.ResponseWriter, r *http.Request, _ httprouter.Par
 		conn, early, err := hijack(w)
 		switch {
 		case err == nil:
-			s.serveHijacked(socket.New(conn, socket.Config{Early: early, HalfClose: true, Patience: patience}), h, client, ending, from)
+			s.serveHijacked(socket.New(conn, socket.Config{Early: early, HalfClose: true, Patience: patience, Poller: s.poller.Load()}), h, client, ending, from)
 			return
 		case !errors.Is(err, http.ErrNotSupported):
 			return
@@ -54,44 +54,66 @@ func (s *Server) serveHijacked(conn *socket.Conn, h http.Header, client hub.Clie
 	head := appendHead(make([]byte, 0, 512), h)
 	head = wire.AppendRetry(head, retry())
 	client.Socket = conn
-	s.reading(conn, func() {
-		admission := s.admit(from, ending)
-		defer admission.place.leave()
-		defer conn.Close()
-		if admission.silent {
-			return
-		}
-		refusal := admission.refusal
-		if refusal != nil {
-			head = wire.AppendEnding(head, wire.SSE, *refusal)
-		}
-		if say(conn, head) != nil {
-			return
-		}
-		head = nil
-		if refusal == nil {
-			attached, err := s.config.Hub.Attach(client)
-			if err == nil {
-				readToEnd(conn)
-				_ = conn.Close()
-				attached.Detach()
-				return
-			}
-			_ = say(conn, wire.AppendEnding(nil, wire.SSE, trumpet.EndingDraining))
-		}
-		conn.Finish()
-		readToEnd(conn)
-	})
+	reader := &streamReader{conn: conn}
+	reader.begin = func() bool { return s.beginStream(reader, head, client, ending, from) }
+	s.reading(conn, reader)
 }
 
-// readToEnd returns when the peer hangs up. An EventSource sends nothing.
-func readToEnd(conn *socket.Conn) {
-	var buf [64]byte
-	for {
-		if _, err := conn.Read(buf[:]); err != nil {
-			return
+// beginStream admits a client and gives it to the hub. It reports whether there is anybody to wait for.
+func (s *Server) beginStream(r *streamReader, head []byte, client hub.Client, ending *trumpet.Ending, from netip.Addr) bool {
+	admission := s.admit(from, ending)
+	r.place = admission.place
+	if admission.silent {
+		return false
+	}
+	refusal := admission.refusal
+	if refusal != nil {
+		head = wire.AppendEnding(head, wire.SSE, *refusal)
+	}
+	if say(r.conn, head) != nil {
+		return false
+	}
+	if refusal == nil {
+		var err error
+		if r.attached, err = s.config.Hub.Attach(client); err == nil {
+			return true
+		}
+		_ = say(r.conn, wire.AppendEnding(nil, wire.SSE, trumpet.EndingDraining))
+	}
+	r.conn.Finish()
+	return true
+}
+
+// streamReader waits for the peer to hang up. An EventSource sends nothing.
+type streamReader struct {
+	conn     *socket.Conn
+	begin    func() bool // until it was called
+	place    *place
+	attached *hub.Conn // nil if the client is sent away
+}
+
+func (r *streamReader) read() bool {
+	if begin := r.begin; begin != nil {
+		r.begin = nil
+		if !begin() {
+			return false
 		}
 	}
+	var buf [64]byte
+	for {
+		r.conn.Idle()
+		if _, err := r.conn.Read(buf[:]); err != nil {
+			return errors.Is(err, socket.ErrIdle)
+		}
+	}
+}
+
+func (r *streamReader) end() {
+	_ = r.conn.Close()
+	if r.attached != nil {
+		r.attached.Detach()
+	}
+	r.place.leave()
 }
 
 // appendHead appends the head of an HTTP/1.1 response.

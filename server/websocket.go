@@ -24,8 +24,8 @@ import (
 const (
 	// A client's frames are short, and the library's own are control frames of at most 127
 	// bytes, which must reach the socket in one piece.
-	readBuffer  = 512
-	writeBuffer = 256
+	readBuffer  = 64
+	writeBuffer = 128
 	// sayTimeout bounds what is written before the hub has a connection, or instead.
 	sayTimeout = 5 * time.Second
 	// patience lets the hub's bound for slow clients come before the kernel's.
@@ -36,7 +36,9 @@ const (
 // connection with small buffers, and its errors are problem documents.
 type upgrade struct {
 	http.ResponseWriter
+	poller *socket.Poller
 	conn   *socket.Conn
+	buffer *bufio.Reader // what the library reads by
 	status int
 }
 
@@ -60,8 +62,9 @@ func (u *upgrade) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	u.conn = socket.New(conn, socket.Config{Early: early, Patience: patience})
-	return u.conn, bufio.NewReadWriter(bufio.NewReaderSize(u.conn, readBuffer), bufio.NewWriterSize(u.conn, writeBuffer)), nil
+	u.conn = socket.New(conn, socket.Config{Early: early, Patience: patience, Poller: u.poller})
+	u.buffer = bufio.NewReaderSize(u.conn, readBuffer)
+	return u.conn, bufio.NewReadWriter(u.buffer, bufio.NewWriterSize(u.conn, writeBuffer)), nil
 }
 
 // hijack takes a connection over from the HTTP server, and what that had read ahead.
@@ -89,12 +92,12 @@ func (s *Server) websocket(topics []string) httprouter.Handle {
 			return
 		}
 		reader := &socketReader{server: s}
-		up := &upgrade{ResponseWriter: w}
+		up := &upgrade{ResponseWriter: w, poller: s.poller.Load()}
 		var err error
 		reader.library, err = websocket.Accept(up, r, &websocket.AcceptOptions{
 			InsecureSkipVerify: true, // checkReader did, and said why not
-			OnPingReceived:     func(context.Context, []byte) bool { reader.conn.heard(); return true },
-			OnPongReceived:     func(context.Context, []byte) { reader.conn.heard() },
+			OnPingReceived:     func(context.Context, []byte) bool { reader.control(); return true },
+			OnPongReceived:     func(context.Context, []byte) { reader.control() },
 		})
 		if err != nil {
 			if up.conn != nil {
@@ -102,11 +105,12 @@ func (s *Server) websocket(topics []string) httprouter.Handle {
 			}
 			return
 		}
-		reader.socket = up.conn
+		reader.socket, reader.buffer = up.conn, up.buffer
 		reader.library.SetReadLimit(wire.MaxClientFrame)
 		client.Socket = up.conn
 		from := clientAddress(r, s.config.TrustedProxies)
-		s.reading(up.conn, func() { reader.run(client, ending, from) })
+		reader.begin = func() { reader.admit(client, ending, from) }
+		s.reading(up.conn, reader)
 		// The handler returns, which frees the request and the HTTP server's buffers.
 	}
 }
@@ -124,13 +128,20 @@ func (c hubConn) heard() {
 type socketReader struct {
 	server  *Server
 	library *websocket.Conn
+	buffer  *bufio.Reader // the library's
 	socket  *socket.Conn
+	begin   func() // until it was called
+	place   *place
 	conn    hubConn
+	between bool // the library is between two messages
+	over    bool // what else comes is not obeyed
+	err     error
 }
 
-func (r *socketReader) run(client hub.Client, ending *trumpet.Ending, from netip.Addr) {
+// admit lets the client in and gives it to the hub, or sends it away.
+func (r *socketReader) admit(client hub.Client, ending *trumpet.Ending, from netip.Addr) {
 	admission := r.server.admit(from, ending)
-	defer admission.place.leave()
+	r.place = admission.place
 	refusal := admission.refusal
 	if refusal == nil {
 		conn, err := r.server.config.Hub.Attach(client)
@@ -148,22 +159,22 @@ func (r *socketReader) run(client hub.Client, ending *trumpet.Ending, from netip
 	if admission.silent {
 		_ = r.socket.Close()
 	}
-	err := r.read()
-	if r.conn.Conn != nil {
-		if !broken(err) {
-			r.conn.Detach()
-			// The library has said what was wrong, or not, as where a frame is not masked. The client
-			// reads it only if the socket is not closed with something unread.
-			_, _ = r.socket.Write(wire.AppendClose(nil, farewell(err)))
-			linger(r.socket)
-		}
-		_ = r.library.CloseNow()
-		_ = r.socket.Close()
+}
+
+func (r *socketReader) end() {
+	if r.conn.Conn != nil && !broken(r.err) {
 		r.conn.Detach()
-		return
+		// The library has said what was wrong, or not, as where a frame is not masked. The client
+		// reads it only if the socket is not closed with something unread.
+		_, _ = r.socket.Write(wire.AppendClose(nil, farewell(r.err)))
+		linger(r.socket)
 	}
 	_ = r.library.CloseNow()
 	_ = r.socket.Close()
+	if r.conn.Conn != nil {
+		r.conn.Detach()
+	}
+	r.place.leave()
 }
 
 // say writes to a connection that the hub does not have.
@@ -176,28 +187,64 @@ func say(conn *socket.Conn, b []byte) error {
 	return conn.Release(deadline)
 }
 
-// read reads until the connection ends.
-func (r *socketReader) read() error {
-	over := false
-	for {
-		// The hub ends a read by closing the socket, or by its deadline.
-		kind, message, err := r.library.Read(context.Background())
-		if err != nil {
-			return err
-		}
-		r.conn.heard()
-		if over || r.conn.Conn == nil {
-			continue
-		}
-		if kind == websocket.MessageText && !utf8.Valid(message) {
-			return errNotUTF8
-		}
-		if err := r.obey(kind, message); err != nil {
-			over = true
-			ending := trumpet.EndingBadRequest
-			ending.Message = err.Error()
-			r.conn.End(ending)
-		}
+func (r *socketReader) read() bool {
+	if begin := r.begin; begin != nil {
+		r.begin = nil
+		begin()
+	}
+	for r.err == nil {
+		r.err = r.message()
+	}
+	if errors.Is(r.err, socket.ErrIdle) {
+		r.err = nil
+		return true
+	}
+	return false
+}
+
+// message reads a message and obeys it. Between two frames that are no parts of a message the library
+// can be left and asked again: nothing is lost by an error of the socket there.
+func (r *socketReader) message() error {
+	r.between = true
+	r.mayIdle()
+	// The hub ends a read by closing the socket, or by its deadline.
+	kind, reader, err := r.library.Reader(context.Background())
+	r.between = false
+	if err != nil {
+		return err
+	}
+	message, err := io.ReadAll(reader)
+	if err != nil {
+		return err
+	}
+	r.conn.heard()
+	if r.over || r.conn.Conn == nil {
+		return nil
+	}
+	if kind == websocket.MessageText && !utf8.Valid(message) {
+		return errNotUTF8
+	}
+	if err := r.obey(kind, message); err != nil {
+		r.over = true
+		ending := trumpet.EndingBadRequest
+		ending.Message = err.Error()
+		r.conn.End(ending)
+	}
+	return nil
+}
+
+// control is called by the library when it has read a ping or a pong.
+func (r *socketReader) control() {
+	r.conn.heard()
+	if r.between {
+		r.mayIdle()
+	}
+}
+
+// mayIdle lets the socket say that nothing has come, if the library has not begun the next frame.
+func (r *socketReader) mayIdle() {
+	if r.buffer.Buffered() == 0 {
+		r.socket.Idle()
 	}
 }
 

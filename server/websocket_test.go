@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -222,6 +223,87 @@ func TestFragments(t *testing.T) {
 		default:
 			subscribed = subscribed || strings.Contains(string(body), `"subscribed"`)
 		}
+	}
+}
+
+// However the bytes come apart, nothing of a message is lost while its reader has no goroutine.
+func TestFramesInPieces(t *testing.T) {
+	t.Parallel()
+	w := start(t, hub.Config{}, nil)
+	w.begin()
+	conn, read := w.upgrade(t)
+	_ = conn.(*net.TCPConn).SetNoDelay(true)
+	message := `{"type":"subscribe","topics":["jobs"],"ref":%d}`
+	const rounds = 60
+	for round := range rounds {
+		text := fmt.Sprintf(message, round)
+		frames := masked(0x8a, "unasked") + masked(0x01, text[:20]) + masked(0x89, "within") + masked(0x8a, "") +
+			masked(0x00, text[20:30]) + masked(0x80, text[30:]) + masked(0x89, "after")
+		piece := 1 + round%9
+		for len(frames) > 0 {
+			n := min(piece, len(frames))
+			if _, err := io.WriteString(conn, frames[:n]); err != nil {
+				t.Fatal(err)
+			}
+			frames = frames[n:]
+		}
+		want := fmt.Sprintf(`"ref":%d`, round)
+		for within, subscribed, after := false, false, false; !within || !subscribed || !after; {
+			opcode, body := readFrame(t, read)
+			switch {
+			case opcode == 0x8:
+				t.Fatalf("closed with %q", body)
+			case opcode == 0xa: // of two that wait the newer one counts
+				within, after = true, after || string(body) == "after"
+			case strings.Contains(string(body), `"subscribed"`) && strings.Contains(string(body), want):
+				subscribed = true
+			}
+		}
+	}
+}
+
+// Clients that say nothing cost no goroutine, and are noticed when they go.
+func TestSilentClientsHaveNoGoroutine(t *testing.T) {
+	t.Parallel()
+	w := start(t, hub.Config{}, nil)
+	w.begin()
+	const clients = 100
+	var streams []*stream
+	var sockets []*websocket.Conn
+	for range clients {
+		streams = append(streams, w.open(t, "/api/stream?topics=jobs", nil))
+		sockets = append(sockets, w.dial(t, "/ws?topics=jobs"))
+		streams[len(streams)-1].expect(t, "ready")
+		expect(t, sockets[len(sockets)-1], "ready")
+	}
+	eventually(t, "readers have no goroutines", func() bool {
+		// Tests beside this one have readers too, but few.
+		stacks := make([]byte, 4<<20)
+		stacks = stacks[:runtime.Stack(stacks, true)]
+		return strings.Count(string(stacks), "server.(*reading).run") < clients
+	})
+	w.give(broadcast(1, "jobs"))
+	for i := range clients {
+		for streams[i].mustNext(t).Topic == "" { // it may be told that Postgres is heard
+		}
+		nextEvent(t, sockets[i])
+		_ = sockets[i].CloseNow()
+		_ = streams[i].response.Body.Close()
+	}
+	eventually(t, "nobody is connected", func() bool {
+		stats := w.hub.Stats()
+		return stats.WebSockets == 0 && stats.Streams == 0
+	})
+}
+
+// eventually waits for a condition that nobody tells of.
+func eventually(t *testing.T, what string, holds func() bool) {
+	t.Helper()
+	for end := time.Now().Add(limit); !holds(); {
+		if time.Now().After(end) {
+			t.Fatalf("not within %v: %s", limit, what)
+		}
+		<-time.After(time.Millisecond)
 	}
 }
 

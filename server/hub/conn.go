@@ -30,9 +30,8 @@ type Conn struct {
 	shard  *shard
 	socket Socket
 
-	heard   atomic.Int64 // when the client last said anything, in Unix nanoseconds
-	applied chan error   // the answer to Change
-	gone    chan struct{}
+	heard atomic.Int64 // when the client last said anything, in Unix nanoseconds
+	gone  chan struct{}
 
 	// The shard's.
 	state     state
@@ -77,7 +76,6 @@ func newConn(h *Hub, s *shard, client Client) *Conn {
 		snapshot: client.Snapshot && h.shots.source != nil,
 		since:    client.Since,
 		refused:  client.Refused,
-		applied:  make(chan error, 1),
 		gone:     make(chan struct{}),
 		stop:     func() {},
 		slot:     rand.IntN(wheelSlots),
@@ -101,9 +99,10 @@ func (c *Conn) Refuse(ref json.RawMessage, message string) error {
 // Change subscribes or unsubscribes, and returns when the client was, or is about to be,
 // told. One call at a time: this is how a client's commands are bounded.
 func (c *Conn) Change(what Change) error {
+	what.applied = make(chan error, 1)
 	c.shard.post(command{kind: change, conn: c, change: &what})
 	select {
-	case err := <-c.applied:
+	case err := <-what.applied:
 		return err
 	case <-c.gone:
 		return errEnded

@@ -81,8 +81,8 @@ func (s *shard) apply(c *Conn, b []byte) ([]byte, bool) {
 // answer answers the Change that waits, if one does.
 func (c *Conn) answer(err error) {
 	if c.pending != nil {
+		c.pending.applied <- err
 		c.pending = nil
-		c.applied <- err
 	}
 }
 

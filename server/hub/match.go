@@ -28,7 +28,8 @@ type Change struct {
 	Snapshot  bool
 	Interests []Interest
 
-	refusal string // what to answer, and nothing else
+	refusal string     // what to answer, and nothing else
+	applied chan error // the shard's answer
 }
 
 // filter is an interest with conditions. All that have equal conditions on one topic hold

@@ -6,7 +6,9 @@
 // While the hub holds a socket because a frame is cut, the library's frames wait here,
 // the newest pong and one close: that is all there ever is to wait.
 //
-// The package starts no goroutine.
+// Who reads does so in a goroutine only while there is something to read: see [Conn.Park].
+//
+// The package starts no goroutine. Whoever makes a [Poller] runs it.
 package socket
 
 import (
@@ -40,7 +42,12 @@ type Conn struct {
 	linger    time.Duration
 	patient   bool
 
+	// The reader's.
+	poller *Poller // nil if reading waits
+	idle   bool    // the next Read may find nothing
+
 	mu       sync.Mutex
+	parked   func() // resumes the reader; nil while it reads
 	shut     bool   // Close was called
 	held     bool   // the hub writes with WriteUntil; control frames wait
 	finished bool   // nothing more is written
@@ -64,7 +71,12 @@ type Config struct {
 	// Patience is how long a held socket may go without progress before the kernel gives
 	// up; zero leaves the usual 15 s.
 	Patience time.Duration
+	// Poller, if there is one, lets the reader park.
+	Poller *Poller
 }
+
+// ErrIdle says that nothing has come.
+var ErrIdle = errors.New("nothing to read")
 
 // New wraps a connection. A tls.Conn and others without a file descriptor work too, but
 // TryWrite takes nothing from them.
@@ -76,6 +88,9 @@ func New(conn net.Conn, config Config) *Conn {
 		if err := c.raw.Control(func(fd uintptr) { c.fd = int(fd) }); err != nil { //nolint:gosec // a file descriptor
 			c.shut = true // it is closed already
 		}
+	}
+	if c.raw != nil {
+		c.poller = config.Poller
 	}
 	setUserTimeout(c.raw, userTimeout)
 	return c
@@ -89,8 +104,41 @@ func (c *Conn) OnBlocked(f func()) {
 	c.blocked = f
 }
 
+// Idle says that whoever reads has all that it needs: if nothing has come, the next Read returns ErrIdle
+// instead of waiting, and then the reader may park. Without a poller nothing changes.
+func (c *Conn) Idle() { c.idle = c.poller != nil }
+
+// Park has resume called once, when something has come, or the connection is finished or closed. It
+// returns false if the reader must go on at once, and then Read waits.
+func (c *Conn) Park(resume func()) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.poller == nil || c.shut || c.finished {
+		return false
+	}
+	if c.poller.arm(c) != nil {
+		c.poller = nil
+		return false
+	}
+	c.parked = resume
+	return true
+}
+
+// resume wakes a reader that has parked.
+func (c *Conn) resume() {
+	c.mu.Lock()
+	resume := c.parked
+	c.parked = nil
+	c.mu.Unlock()
+	if resume != nil {
+		resume()
+	}
+}
+
 // Read gives first what the HTTP server had read ahead.
 func (c *Conn) Read(p []byte) (int, error) {
+	idle := c.idle
+	c.idle = false
 	if len(c.early) > 0 {
 		n := copy(p, c.early)
 		c.early = c.early[n:]
@@ -99,7 +147,26 @@ func (c *Conn) Read(p []byte) (int, error) {
 		}
 		return n, nil
 	}
+	if idle && c.poller != nil {
+		if n, ok, err := c.tryRead(p); ok {
+			return n, err
+		}
+	}
 	return c.Conn.Read(p)
+}
+
+// tryRead reads without waiting; not ok: after Finish reading waits for the end.
+func (c *Conn) tryRead(p []byte) (n int, ok bool, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.shut:
+		return 0, true, net.ErrClosed
+	case c.finished:
+		return 0, false, nil
+	}
+	n, err = readOnce(c.fd, p)
+	return n, true, err
 }
 
 // SetWriteDeadline does nothing: control writes never wait.
@@ -186,8 +253,13 @@ func (c *Conn) try(buf []byte) (int, error) {
 func (c *Conn) Close() error {
 	c.mu.Lock()
 	c.shut = true
+	if c.poller != nil {
+		c.poller.forget(c)
+	}
 	c.mu.Unlock()
-	return c.Conn.Close()
+	err := c.Conn.Close()
+	c.resume()
+	return err
 }
 
 // Hold makes control frames wait until Release.
@@ -299,4 +371,5 @@ func (c *Conn) Finish() {
 		_ = half.CloseWrite()
 	}
 	_ = c.SetReadDeadline(time.Now().Add(c.linger))
+	c.resume()
 }

@@ -84,6 +84,7 @@ func TestWrongCalls(t *testing.T) {
 		"drain":             {"serve --drain -1s", nil, "cannot be negative"},
 		"retention":         {"serve --retention 1s", nil, "at least 1m"},
 		"connections":       {"serve --max-connections 0", nil, "at least 1"},
+		"max delay":         {"serve --max-delay 11s", nil, "from 0 to 10s"},
 		"per address":       {"serve --max-connections-per-address -1", nil, "or 0 for no bound"},
 		"no network":        {"serve --trusted-proxies 10.0.0", nil, `"10.0.0" is no network`},
 		"network's bits":    {"serve --trusted-proxies 10.0.0.5/8", nil, "is 10.0.0.0/8 meant?"},

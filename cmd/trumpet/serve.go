@@ -30,6 +30,7 @@ type serveFlags struct {
 	channels       channelFlag
 	allowOrigins   []string
 	drain          time.Duration
+	maxDelay       time.Duration
 	retention      time.Duration
 	liveCheck      time.Duration
 	maxConnections int
@@ -75,13 +76,14 @@ It tells systemd when it is ready and when it drains (Type=notify).`,
 	f.channels.add(flags)
 	flags.StringSliceVar(&f.allowOrigins, "allow-origin", nil, "let pages of this `origin`, such as https://app.example.com, connect too; may be repeated (default the worker's own)")
 	flags.DurationVar(&f.drain, "drain", 5*time.Second, "at the end, send clients away spread over this time")
+	flags.DurationVar(&f.maxDelay, "max-delay", 0, "let events wait this long for others, so that several go into one write; at most 10s")
 	flags.DurationVar(&f.retention, "retention", 24*time.Hour, "keep the log this long for clients that come back")
 	flags.DurationVar(&f.liveCheck, "live-check", 5*time.Minute, "compare a live aggregate with its table this long after a change")
 	flags.IntVar(&f.maxConnections, "max-connections", 20000, "refuse more than `n` clients")
 	flags.IntVar(&f.maxPerAddress, "max-connections-per-address", 1000, "refuse more than `n` clients from one address; 0 is no bound")
 	f.trustedProxies.add(flags)
 	f.logs.add(flags, "info")
-	withTwin(flags, "listen", "auth", "insecure", "worker", "allow-origin", "drain", "retention", "live-check", "max-connections", "max-connections-per-address")
+	withTwin(flags, "listen", "auth", "insecure", "worker", "allow-origin", "drain", "max-delay", "retention", "live-check", "max-connections", "max-connections-per-address")
 	return command
 }
 
@@ -100,6 +102,8 @@ func (f *serveFlags) check() error {
 	switch {
 	case f.drain < 0:
 		return fmt.Errorf("--drain %v: it cannot be negative", f.drain)
+	case f.maxDelay < 0 || f.maxDelay > 10*time.Second:
+		return fmt.Errorf("--max-delay %v: from 0 to 10s", f.maxDelay)
 	case f.liveCheck < time.Second:
 		return fmt.Errorf("--live-check %v: at least 1s: it reads the whole table", f.liveCheck)
 	case f.retention < time.Minute:
@@ -154,6 +158,7 @@ func (f *serveFlags) serve(ctx context.Context, logger *slog.Logger) error {
 		channels:       f.channels.names,
 		allowOrigins:   f.allowOrigins,
 		drain:          f.drain,
+		maxDelay:       f.maxDelay,
 		retention:      f.retention,
 		liveCheck:      f.liveCheck,
 		maxConnections: clients,

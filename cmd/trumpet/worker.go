@@ -28,6 +28,7 @@ type workerConfig struct {
 	channels       []string
 	allowOrigins   []string
 	drain          time.Duration
+	maxDelay       time.Duration
 	retention      time.Duration
 	liveCheck      time.Duration // zero is the bus's default
 	maxConnections int
@@ -53,7 +54,7 @@ type worker struct {
 // newWorker ties the rooms together, in the order of the data. Nothing is connected yet, but
 // the hub has goroutines: run, or close, ends them.
 func newWorker(c workerConfig) (*worker, error) {
-	fanout, err := hub.New(hub.Config{Worker: c.name, Logger: c.logger})
+	fanout, err := hub.New(hub.Config{Worker: c.name, Logger: c.logger, MaxDelay: c.maxDelay})
 	if err != nil {
 		return nil, err
 	}

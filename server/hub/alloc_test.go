@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"testing"
+	"time"
 
 	"github.com/trumpet-realtime/trumpet"
 	"github.com/trumpet-realtime/trumpet/server/socket"
@@ -13,9 +14,10 @@ import (
 
 // still returns a hub with one shard that only moves when it is stepped, with clients
 // whose bytes are read by nobody who allocates.
-func still(tb testing.TB, clients int) (*Hub, *shard) {
+func still(tb testing.TB, config Config, clients int) (*Hub, *shard) {
 	tb.Helper()
-	h, err := newHub(Config{Shards: 1})
+	config.Shards = 1
+	h, err := newHub(config)
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -46,7 +48,7 @@ func encoded(position int64) *node {
 
 func TestDeliveryDoesNotAllocate(t *testing.T) {
 	const runs = 50
-	h, s := still(t, 20)
+	h, s := still(t, Config{}, 20)
 	var nodes []*node
 	for i := range int64(2*runs + 10) {
 		nodes = append(nodes, encoded(i+1))
@@ -66,6 +68,55 @@ func TestDeliveryDoesNotAllocate(t *testing.T) {
 	if n := h.stats.deliveries.Load(); n < 40*runs {
 		t.Errorf("only %d deliveries", n)
 	}
+}
+
+// With a maximum delay events wait for others, and go into one write with them.
+func TestMaxDelay(t *testing.T) {
+	t.Parallel()
+	const clients, events = 10, 20
+	h, s := still(t, Config{MaxDelay: maxDelay}, clients)
+	before := h.Stats()
+	nodes := make([]*node, events)
+	for i := range nodes {
+		nodes[i] = encoded(int64(i + 1))
+		h.append(nodes[i], false)
+	}
+	s.step()
+	if stats := h.Stats(); stats.Deliveries != before.Deliveries || s.hold <= 0 || s.hold > maxDelay {
+		t.Fatalf("%d deliveries at once, and the next after %v", stats.Deliveries-before.Deliveries, s.hold)
+	}
+	nodes[0].appended = nodes[0].appended.Add(-maxDelay)
+	s.step()
+	stats := h.Stats()
+	if got := stats.Deliveries - before.Deliveries; got != clients*events {
+		t.Errorf("%d deliveries, want %d", got, clients*events)
+	}
+	if got := stats.Writes - before.Writes; got != clients {
+		t.Errorf("%d writes, want one for each of %d clients", got, clients)
+	}
+	if s.hold > 0 {
+		t.Errorf("nothing waits, and the shard wants to look after %v", s.hold)
+	}
+}
+
+// A hub that waits gives everything all the same, in order, and without a wake-up of its own.
+func TestMaxDelayRunning(t *testing.T) {
+	t.Parallel()
+	h := start(t, Config{MaxDelay: 5 * time.Millisecond})
+	p := newPeer(t, h, Client{Format: wire.SSE, Interests: follow("a")}, false)
+	p.expect(t, "ready")
+	var all []trumpet.Event
+	for i := range int64(30) {
+		events := []trumpet.Event{event(i+1, 0, "a", false, 10)}
+		h.Append(events, last(events))
+		all = append(all, events...)
+		if i%3 == 0 { // the hub rests in between
+			p.expectEvents(t, expected(all, "a"))
+			all = nil
+		}
+	}
+	p.expectEvents(t, expected(all, "a"))
+	p.hangUp()
 }
 
 // BenchmarkBareWrites is what a loop of writes costs that knows nothing: the bound.
@@ -96,7 +147,7 @@ func BenchmarkBareWrites(b *testing.B) {
 func BenchmarkDeliver(b *testing.B) {
 	for _, clients := range []int{10, 500} {
 		b.Run(fmt.Sprintf("clients=%d", clients), func(b *testing.B) {
-			h, s := still(b, clients)
+			h, s := still(b, Config{}, clients)
 			before := h.stats.deliveries.Load()
 			b.ReportAllocs()
 			position := int64(0)

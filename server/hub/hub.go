@@ -60,6 +60,10 @@ type Config struct {
 	// Ping is how often a quiet connection hears from the worker; default 15 s. A WebSocket's
 	// client that has not answered by the next ping is ended.
 	Ping time.Duration
+	// MaxDelay is how long an event may wait for others to be written with; the first that waits counts.
+	// Default 0: events that come while a shard is busy are written together, and nothing waits. At most
+	// 10 s.
+	MaxDelay time.Duration
 	// Patience is how long a client waits for the bus or the log before it is sent away;
 	// default 5 s.
 	Patience time.Duration
@@ -100,8 +104,14 @@ func (c Config) validate() error {
 	if c.MaxLag < 0 || c.Ping < wheelSlots*time.Millisecond || c.Patience < 0 {
 		return fmt.Errorf("configure hub: max lag and patience cannot be negative, ping is at least %d ms", wheelSlots)
 	}
+	if c.MaxDelay < 0 || c.MaxDelay > maxDelay {
+		return fmt.Errorf("configure hub: max delay is from 0 to %v", maxDelay)
+	}
 	return nil
 }
+
+// maxDelay keeps MaxDelay below all that is measured by time: lag, pings, patience.
+const maxDelay = 10 * time.Second
 
 // Hub is the fan-out core. Reset, Rewind, Append, Retain, Live and Stale are called by one goroutine; all
 // other methods by any.

@@ -234,7 +234,7 @@ func TestRewindOfWhatOnlyADrainerGave(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			h, s := still(t, 0)
+			h, s := still(t, Config{}, 0)
 			h.Live()
 			give(h, events[:2]...)
 			for s.step() {
@@ -283,7 +283,7 @@ func TestRewindOfWhatOnlyADrainerGave(t *testing.T) {
 // A shard that stands in what was lost goes on over the lost nodes, and comes to the rewind.
 func TestRewindFromWithinLostNodes(t *testing.T) {
 	t.Parallel()
-	h, s := still(t, 0)
+	h, s := still(t, Config{}, 0)
 	h.Live()
 	p := newPeer(t, h, Client{Format: wire.SSE, Interests: follow("a")}, false)
 	quiet := newPeer(t, h, Client{Format: wire.WebSocket, Interests: follow("b")}, false)

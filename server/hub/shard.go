@@ -50,8 +50,9 @@ type shard struct {
 	retained map[string]*entry // by topic: the newest result of a live query
 	at       *node             // given to all that are live; nil before the first Reset
 	wheel    wheel
-	away     *departure // not nil once all are sent away
-	cut      bool       // Close was called
+	away     *departure    // not nil once all are sent away
+	cut      bool          // Close was called
+	hold     time.Duration // how long the next events wait for others
 	out      output
 }
 
@@ -86,10 +87,13 @@ func (s *shard) post(c command) {
 func (s *shard) run() {
 	ticker := time.NewTicker(s.wheel.tick)
 	defer ticker.Stop()
+	held := time.NewTimer(0)
+	defer held.Stop()
 	var departures <-chan time.Time
 	for {
 		select {
 		case <-s.wake:
+		case <-held.C:
 		case now := <-ticker.C:
 			s.tick(now)
 		case now := <-departures:
@@ -97,6 +101,9 @@ func (s *shard) run() {
 		}
 		if s.step() {
 			s.poke() // by way of the select, so that timers have their turn
+		}
+		if s.hold > 0 {
+			held.Reset(s.hold)
 		}
 		if s.cut && len(s.conns) == 0 {
 			return
@@ -116,7 +123,10 @@ func (s *shard) step() bool {
 	s.mu.Lock()
 	s.commands, s.inbox = s.inbox, s.commands[:0]
 	s.mu.Unlock()
-	behind := s.deliver()
+	behind := false
+	if s.hold = s.held(); s.hold <= 0 {
+		behind = s.deliver()
+	}
 	ahead := s.later
 	s.later = nil
 	for _, c := range ahead {
@@ -128,6 +138,18 @@ func (s *shard) step() bool {
 	done := len(s.commands)
 	clear(s.commands)
 	return behind || done > 0
+}
+
+// held returns how long the next events still wait for others.
+func (s *shard) held() time.Duration {
+	if s.hub.config.MaxDelay == 0 || s.at == nil || s.away != nil {
+		return 0
+	}
+	next := s.at.next.Load()
+	if next == nil || next.notice != noNotice {
+		return 0
+	}
+	return s.hub.config.MaxDelay - time.Since(next.appended)
 }
 
 func (s *shard) carryOut(do *command) {

@@ -232,7 +232,7 @@ func TestSipperIsEnded(t *testing.T) {
 // A WebSocket that answers no ping is ended at the next one, so within two intervals.
 func TestVanishedClientIsEndedWithinTwoPings(t *testing.T) {
 	t.Parallel()
-	h, s := still(t, 0)
+	h, s := still(t, Config{}, 0)
 	vanished := newPeer(t, h, Client{Format: wire.WebSocket}, false)
 	answers := newPeer(t, h, Client{Format: wire.WebSocket}, false)
 	stream := newPeer(t, h, Client{Format: wire.SSE}, false)

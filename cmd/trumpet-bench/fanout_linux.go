@@ -6,26 +6,39 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
+	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
 )
 
-// targets are what is measured, each in both formats. A peer is a program of its own, which is given as a flag.
-var targets = []struct{ name, title string }{
-	{"loop", "bare loop"},
-	{"hub", "Trumpet"},
-	{"centrifuge", "centrifuge"},
+// target is what is measured, in both formats.
+type target struct {
+	name, title string
+	peer        []string // the command of a peer, which is a program of its own
+	stalled     int      // clients that stop reading
 }
 
-// targets are those that are there.
-func (f fanout) targets() []struct{ name, title string } {
-	if f.centrifuge == "" {
-		return targets[:2]
+// targets are those that are there. The first is what the others are compared with.
+func (f fanout) targets() []target {
+	if f.stalled > 0 { // the loop would wait for those that do not read
+		return []target{
+			{name: "hub", title: "Trumpet, none stalled"},
+			{name: "hub", title: fmt.Sprintf("Trumpet, %d stalled", f.stalled), stalled: f.stalled},
+		}
 	}
-	return targets
+	all := []target{{name: "loop", title: "bare loop"}, {name: "hub", title: "Trumpet"}}
+	if f.centrifuge != "" {
+		all = append(all, target{name: "centrifuge", title: "centrifuge", peer: []string{f.centrifuge}})
+	}
+	if f.fastapi != "" {
+		all = append(all, target{name: "fastapi", title: "FastAPI + Redis", peer: []string{"python3", f.fastapi}})
+	}
+	return all
 }
 
 // formats are the two transports.
@@ -39,8 +52,7 @@ type fanoutRound struct {
 	connect     float64 // seconds, until all were ready
 	idle, after float64 // KiB of resident memory per connection
 	one, flat   pace
-	p50, p99    float64 // milliseconds, in the open loop
-	worst       float64
+	open        []openLoop // by rate
 }
 
 // pace is how fast a target gave messages, and what that took.
@@ -50,25 +62,40 @@ type pace struct {
 	writes     float64 // system calls per delivery
 }
 
+// openLoop is how long messages took that were published at fixed times, in milliseconds.
+type openLoop struct{ p50, p99, worst float64 }
+
+// fanoutCell is one target over one transport.
+type fanoutCell struct{ target, format string }
+
 func measureFanout(ctx context.Context, f fanout) error {
 	if err := allowFiles(f.clients + 100); err != nil {
 		return err
 	}
-	rounds := make(map[[2]string][]fanoutRound)
+	rounds := make(map[fanoutCell][]fanoutRound)
+	var failures []error
 	for round := range f.rounds {
 		for _, format := range formats {
 			for _, target := range f.targets() {
-				r, err := f.round(ctx, target.name, format.name)
-				if err != nil {
-					return fmt.Errorf("round %d, %s over %s: %w", round+1, target.title, format.title, err)
+				r, err := f.round(ctx, target, format.name)
+				if ctx.Err() != nil {
+					return ctx.Err()
 				}
-				key := [2]string{target.name, format.name}
+				if err != nil { // the others' figures stand
+					failures = append(failures, fmt.Errorf("round %d, %s over %s: %w", round+1, target.title, format.title, err))
+					continue
+				}
+				key := fanoutCell{target.title, format.name}
 				rounds[key] = append(rounds[key], r)
 			}
 		}
 	}
 	f.print(rounds)
-	return nil
+	err := errors.Join(failures...)
+	if f.svg != "" && err == nil {
+		err = os.WriteFile(f.svg, []byte(f.plot(rounds).String()), 0o644) //nolint:gosec // a picture
+	}
+	return err
 }
 
 // running is a target, and the sink that is connected to it.
@@ -77,19 +104,25 @@ type running struct {
 	cmd       *exec.Cmd
 	in        io.WriteCloser
 	clients   int
+	address   string
+	each      int // how many clients are to have a message
 	size      int
 	published int64
 	line      []byte
 }
 
-func (f fanout) start(ctx context.Context, target, format string) (r *running, base int64, err error) {
+func (f fanout) start(ctx context.Context, target target, format string) (r *running, base int64, err error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, 0, err
 	}
-	r = &running{cmd: exec.CommandContext(ctx, self, "target", target, format), clients: f.clients, size: f.size}
-	if target == "centrifuge" {
-		r.cmd = exec.CommandContext(ctx, f.centrifuge)
+	command := target.peer
+	if command == nil {
+		command = []string{self, "target", target.name, format, strconv.Itoa(f.topics)}
+	}
+	r = &running{
+		cmd:     exec.CommandContext(ctx, command[0], command[1:]...),
+		clients: f.clients, each: (f.clients - target.stalled) / f.topics, size: f.size,
 	}
 	r.cmd.Stderr = os.Stderr
 	if r.in, err = r.cmd.StdinPipe(); err != nil {
@@ -104,15 +137,55 @@ func (f fanout) start(ctx context.Context, target, format string) (r *running, b
 	}
 	address, err := bufio.NewReader(out).ReadString('\n')
 	if err == nil {
-		base, err = resident(r.cmd.Process.Pid)
+		base, err = r.sum(resident)
 	}
 	if err == nil {
-		r.sink, err = dialSink(strings.TrimSpace(address), f.clients, format == "sse", target == "centrifuge")
+		r.address = strings.TrimSpace(address)
+		r.sink, err = dialSink(r.address, audience{
+			clients: f.clients, topics: topicNames(f.topics), stalled: target.stalled,
+			sse: format == "sse", centrifuge: target.name == "centrifuge", messages: numbered,
+		})
 	}
 	if err != nil {
 		return nil, 0, errors.Join(err, r.end())
 	}
 	return r, base, nil
+}
+
+// sum adds up what something says of the target's process and its children.
+func (r *running) sum(of func(pid int) (int64, error)) (total int64, err error) {
+	family := []int{r.cmd.Process.Pid}
+	for i := 0; i < len(family); i++ {
+		n, err := of(family[i])
+		if err != nil {
+			return 0, err
+		}
+		total += n
+		tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", family[i]))
+		if err != nil {
+			return 0, err
+		}
+		for _, task := range tasks {
+			text, err := os.ReadFile(task)
+			if err != nil {
+				continue // a thread that has ended
+			}
+			for child := range strings.FieldsSeq(string(text)) {
+				pid, err := strconv.Atoi(child)
+				if err != nil {
+					return 0, err
+				}
+				family = append(family, pid)
+			}
+		}
+	}
+	return total, nil
+}
+
+// processorTime is a process's, in nanoseconds.
+func processorTime(pid int) (int64, error) {
+	d, err := cpuTime(pid)
+	return int64(d), err
 }
 
 // end stops the target, which hangs up, and then the sink.
@@ -125,7 +198,7 @@ func (r *running) end() error {
 }
 
 // round measures one target once.
-func (f fanout) round(ctx context.Context, target, format string) (result fanoutRound, err error) {
+func (f fanout) round(ctx context.Context, target target, format string) (result fanoutRound, err error) {
 	began := time.Now()
 	r, base, err := f.start(ctx, target, format)
 	if err != nil {
@@ -141,11 +214,23 @@ func (f fanout) round(ctx context.Context, target, format string) (result fanout
 	if result.idle, err = r.memory(ctx, base, f.settle); err != nil {
 		return result, err
 	}
+	if f.stalled > 0 { // what some do not read must be in the way first
+		if _, err = r.pace(ctx, f.length, f.window); err != nil {
+			return result, err
+		}
+		if err = r.lagging(ctx, target.stalled); err != nil {
+			return result, err
+		}
+	}
 	if result.one, err = r.pace(ctx, f.length, 1); err != nil {
 		return result, err
 	}
-	if err := r.openLoop(ctx, f, &result); err != nil {
-		return result, err
+	for _, rate := range f.rates {
+		open, err := r.openLoop(ctx, f.length, rate)
+		if err != nil {
+			return result, err
+		}
+		result.open = append(result.open, open)
 	}
 	if result.flat, err = r.pace(ctx, f.length, f.window); err != nil {
 		return result, err
@@ -157,12 +242,33 @@ func (f fanout) round(ctx context.Context, target, format string) (result fanout
 	return result, err
 }
 
+// lagging checks that so many clients are behind, and no more.
+func (r *running) lagging(ctx context.Context, want int) error {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+r.address+"/metrics", nil)
+	if err != nil {
+		return err
+	}
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	text, err := io.ReadAll(response.Body)
+	if err != nil {
+		return err
+	}
+	if line := fmt.Sprintf("\ntrumpet_lagging_connections %d\n", want); !strings.Contains(string(text), line) {
+		return fmt.Errorf("not %d clients lag", want)
+	}
+	return nil
+}
+
 // memory is what each connection takes, once that has settled, in KiB.
 func (r *running) memory(ctx context.Context, base int64, settle time.Duration) (float64, error) {
 	if err := sleep(ctx, settle); err != nil {
 		return 0, err
 	}
-	now, err := resident(r.cmd.Process.Pid)
+	now, err := r.sum(resident)
 	return float64(now-base) / 1024 / float64(r.clients), err
 }
 
@@ -175,7 +281,7 @@ func (r *running) publish(intended time.Time) error {
 
 // await returns when all clients together have had as many messages as make up so many for each.
 func (r *running) await(ctx context.Context, messages int64) error {
-	goal := messages * int64(r.clients)
+	goal := messages * int64(r.each)
 	r.goal.Store(goal)
 	timeout := time.NewTimer(30 * time.Second)
 	defer timeout.Stop()
@@ -196,12 +302,11 @@ func (r *running) await(ctx context.Context, messages int64) error {
 
 // pace publishes for some time, at most so many messages ahead of the clients.
 func (r *running) pace(ctx context.Context, length time.Duration, window int64) (p pace, err error) {
-	pid := r.cmd.Process.Pid
-	cpu, err := cpuTime(pid)
+	cpu, err := r.sum(processorTime)
 	if err != nil {
 		return p, err
 	}
-	writes, err := writeCalls(pid)
+	writes, err := r.sum(writeCalls)
 	if err != nil {
 		return p, err
 	}
@@ -218,11 +323,11 @@ func (r *running) pace(ctx context.Context, length time.Duration, window int64) 
 		return p, err
 	}
 	took := time.Since(began)
-	cpuNow, err := cpuTime(pid)
+	cpuNow, err := r.sum(processorTime)
 	if err != nil {
 		return p, err
 	}
-	writesNow, err := writeCalls(pid)
+	writesNow, err := r.sum(writeCalls)
 	if err != nil {
 		return p, err
 	}
@@ -231,25 +336,23 @@ func (r *running) pace(ctx context.Context, length time.Duration, window int64) 
 }
 
 // openLoop publishes at fixed times, whatever the clients have: a message that waits for others counts as late.
-func (r *running) openLoop(ctx context.Context, f fanout, result *fanoutRound) error {
+func (r *running) openLoop(ctx context.Context, length time.Duration, rate int) (result openLoop, err error) {
 	r.recording(true)
 	begin := time.Now().Add(50 * time.Millisecond)
-	for i := range int(f.length.Seconds() * float64(f.rate)) {
-		due := begin.Add(time.Duration(i) * time.Second / time.Duration(f.rate))
+	for i := range int(length.Seconds() * float64(rate)) {
+		due := begin.Add(time.Duration(i) * time.Second / time.Duration(rate))
 		if err := sleep(ctx, time.Until(due)); err != nil {
-			return err
+			return result, err
 		}
 		if err := r.publish(due); err != nil {
-			return err
+			return result, err
 		}
 	}
 	if err := r.await(ctx, r.published); err != nil {
-		return err
+		return result, err
 	}
-	delays := r.recording(false)
-	q := quantiles(delays, 0.5, 0.99, 1)
-	result.p50, result.p99, result.worst = milliseconds(q[0]), milliseconds(q[1]), milliseconds(q[2])
-	return nil
+	q := quantiles(r.recording(false), 0.5, 0.99, 1)
+	return openLoop{milliseconds(q[0]), milliseconds(q[1]), milliseconds(q[2])}, nil
 }
 
 func milliseconds(d time.Duration) float64 { return float64(d) / 1e6 }
@@ -269,41 +372,95 @@ func writeCalls(pid int) (int64, error) {
 }
 
 // print writes the medians of all rounds, and the bare loop's part of each.
-func (f fanout) print(rounds map[[2]string][]fanoutRound) {
-	fmt.Printf("%d clients, messages with %d bytes of data, medians of %d rounds of %v each; open loop at %d messages/s; flat out: at most %d messages ahead of the clients. Nobody missed a message or got one twice.\n\n",
-		f.clients, f.size, f.rounds, f.length, f.rate, f.window)
-	fmt.Println("| | one at a time: deliveries/s | of the loop | CPU µs/delivery | of the loop | flat out: deliveries/s | of the loop | CPU µs/delivery | writes/delivery | open loop: p50 ms | p99 ms | max ms | connect s | idle KiB/connection | after |")
-	fmt.Println("| --- |" + strings.Repeat(" ---: |", 14))
-	for _, format := range formats {
-		column := func(target string, value func(r fanoutRound) float64) float64 {
-			var values []float64
-			for _, r := range rounds[[2]string{target, format.name}] {
-				values = append(values, value(r))
+func (f fanout) print(rounds map[fanoutCell][]fanoutRound) {
+	of := "of the loop"
+	if f.stalled > 0 {
+		of = "of the first"
+	}
+	fmt.Printf("%s clients, %s, messages with %s bytes of data, medians of %d rounds of %v each; flat out: at most %d messages ahead of the clients. Nobody missed a message or got one twice.\n\n",
+		thousands(float64(f.clients)), counted(f.topics, "topic"), thousands(float64(f.size)), f.rounds, f.length, f.window)
+	row := func(cells ...string) { fmt.Println("| " + strings.Join(cells, " | ") + " |") }
+	row("", "one at a time: deliveries/s", of, "CPU µs/delivery", of, "flat out: deliveries/s", of, "CPU µs/delivery", "writes/delivery", "connect s", "idle KiB/connection", "after")
+	row("---" + strings.Repeat(" | ---:", 11))
+	f.each(rounds, func(title string, r, loop []fanoutRound) {
+		value := func(of func(r fanoutRound) float64) float64 { return medianOf(r, of) }
+		part := func(of func(r fanoutRound) float64) string { return ratio(medianOf(r, of) / medianOf(loop, of)) }
+		one, oneCPU := func(r fanoutRound) float64 { return r.one.deliveries }, func(r fanoutRound) float64 { return r.one.cpu }
+		flat := func(r fanoutRound) float64 { return r.flat.deliveries }
+		row(title, thousands(value(one)), part(one), ratio(value(oneCPU)), part(oneCPU), thousands(value(flat)), part(flat),
+			ratio(value(func(r fanoutRound) float64 { return r.flat.cpu })), ratio(value(func(r fanoutRound) float64 { return r.flat.writes })),
+			ratio(value(func(r fanoutRound) float64 { return r.connect })),
+			tenths(value(func(r fanoutRound) float64 { return r.idle })), tenths(value(func(r fanoutRound) float64 { return r.after })))
+	})
+	fmt.Println("\nOpen loop, from a message's intended time to a client, ms: p50, p99, max.")
+	fmt.Println()
+	head := []string{""}
+	for _, rate := range f.rates {
+		head = append(head, thousands(float64(rate))+"/s")
+	}
+	row(head...)
+	row("---" + strings.Repeat(" | ---:", len(f.rates)))
+	f.each(rounds, func(title string, r, _ []fanoutRound) {
+		cells := []string{title}
+		for i := range f.rates {
+			var all []string
+			for _, of := range []func(o openLoop) float64{func(o openLoop) float64 { return o.p50 }, func(o openLoop) float64 { return o.p99 }, func(o openLoop) float64 { return o.worst }} {
+				all = append(all, ratio(medianOf(r, func(r fanoutRound) float64 { return of(r.open[i]) })))
 			}
-			return median(values)
+			cells = append(cells, strings.Join(all, ", "))
 		}
+		row(cells...)
+	})
+}
+
+// each shows all targets that were measured, and the first one's rounds over the same transport.
+func (f fanout) each(rounds map[fanoutCell][]fanoutRound, show func(title string, r, loop []fanoutRound)) {
+	for _, format := range formats {
 		for _, target := range f.targets() {
-			of := func(value func(r fanoutRound) float64) (float64, float64) {
-				v := column(target.name, value)
-				return v, v / column("loop", value)
+			if r := rounds[fanoutCell{target.title, format.name}]; len(r) > 0 {
+				show(target.title+", "+format.title, r, rounds[fanoutCell{f.targets()[0].title, format.name}])
 			}
-			one, oneOf := of(func(r fanoutRound) float64 { return r.one.deliveries })
-			oneCPU, oneCPUOf := of(func(r fanoutRound) float64 { return r.one.cpu })
-			flat, flatOf := of(func(r fanoutRound) float64 { return r.flat.deliveries })
-			cells := []string{target.title + ", " + format.title, thousands(one), ratio(oneOf), ratio(oneCPU), ratio(oneCPUOf), thousands(flat), ratio(flatOf)}
-			for _, value := range []func(r fanoutRound) float64{
-				func(r fanoutRound) float64 { return r.flat.cpu }, func(r fanoutRound) float64 { return r.flat.writes },
-				func(r fanoutRound) float64 { return r.p50 }, func(r fanoutRound) float64 { return r.p99 }, func(r fanoutRound) float64 { return r.worst },
-				func(r fanoutRound) float64 { return r.connect },
-			} {
-				cells = append(cells, ratio(column(target.name, value)))
-			}
-			for _, value := range []func(r fanoutRound) float64{func(r fanoutRound) float64 { return r.idle }, func(r fanoutRound) float64 { return r.after }} {
-				cells = append(cells, strconv.FormatFloat(column(target.name, value), 'f', 1, 64))
-			}
-			fmt.Println("| " + strings.Join(cells, " | ") + " |")
 		}
 	}
 }
 
-func ratio(v float64) string { return strconv.FormatFloat(v, 'f', 2, 64) }
+// plot draws the deliveries a second.
+func (f fanout) plot(rounds map[fanoutCell][]fanoutRound) bars {
+	p := bars{
+		title: fmt.Sprintf("Deliveries a second to %s clients, messages of %d bytes", thousands(float64(f.clients)), f.size),
+		axis:  "deliveries/s",
+	}
+	for _, format := range formats {
+		p.series = append(p.series, format.title+", one at a time", format.title+", flat out")
+	}
+	for _, target := range f.targets() {
+		g := group{name: target.title}
+		for _, format := range formats {
+			r := rounds[fanoutCell{target.title, format.name}]
+			g.values = append(g.values, medianOf(r, func(r fanoutRound) float64 { return r.one.deliveries }), medianOf(r, func(r fanoutRound) float64 { return r.flat.deliveries }))
+		}
+		p.groups = append(p.groups, g)
+	}
+	return p
+}
+
+func medianOf(rounds []fanoutRound, of func(r fanoutRound) float64) float64 {
+	if len(rounds) == 0 {
+		return math.NaN()
+	}
+	values := make([]float64, len(rounds))
+	for i, r := range rounds {
+		values[i] = of(r)
+	}
+	return median(values)
+}
+
+func ratio(v float64) string  { return strconv.FormatFloat(v, 'f', 2, 64) }
+func tenths(v float64) string { return strconv.FormatFloat(v, 'f', 1, 64) }
+
+func counted(n int, what string) string {
+	if n == 1 {
+		return "one " + what
+	}
+	return thousands(float64(n)) + " " + what + "s"
+}

@@ -7,7 +7,8 @@ import (
 	"errors"
 )
 
-var errLinux = errors.New("fanout measures with epoll and /proc, which only Linux has")
+var errLinux = errors.New("this measures with epoll and /proc, which only Linux has")
 
-func measureFanout(context.Context, fanout) error { return errLinux }
-func runTarget(context.Context, []string) error   { return errLinux }
+func measureFanout(context.Context, fanout) error         { return errLinux }
+func measureIngest(context.Context, string, ingest) error { return errLinux }
+func runTarget(context.Context, []string) error           { return errLinux }

@@ -7,6 +7,7 @@
 //	resume      what it takes that many clients come back at once, far behind
 //	dashboards  what dashboards cost Postgres, over live queries and by polling
 //	aggregates  what one change costs, by the table's size
+//	ingest      how many commits workers take in and give to clients
 //	fanout      how fast one worker gives messages to many clients, beside a bare loop of writes
 //
 // It starts a private Postgres and real workers, and waits for all of them at the end.
@@ -73,35 +74,75 @@ var measurements = []measurement{
 	}},
 	{"dashboards", "what dashboards cost Postgres: live queries beside polling, at rest and under change", dashboardFlags},
 	{"aggregates", "what one change costs by the table's size: an aggregate kept up, a query run again, polling", aggregateFlags},
+	{"ingest", "how many commits workers sequence, hear, decode and give to clients, by the number of workers", ingestFlags},
 	{"fanout", "how fast one worker gives messages to many clients, beside a bare loop of writes", fanoutFlags},
 }
 
 // fanout says how the fan-out is measured.
 type fanout struct {
-	clients, size, rounds, rate int
-	window                      int64
-	length, settle              time.Duration
-	centrifuge                  string // the peer's binary
+	clients, stalled, topics, size, rounds int
+	rates                                  []int
+	window                                 int64
+	length, settle                         time.Duration
+	centrifuge, fastapi                    string // the peers' programs
+	svg                                    string
 }
 
 func fanoutFlags(f *flag.FlagSet) func(context.Context, string) error {
-	clients := f.Int("clients", 1000, "connections, one topic; one transport after the other")
+	clients := f.Int("clients", 1000, "connections; one transport after the other")
+	topics := f.Int("topics", 1, "clients follow one of so many topics each; more than one leaves the peers out")
+	stalled := f.Int("stalled", 0, "compare Trumpet with itself where so many of the clients stop reading; leaves everything else out")
 	size := f.Int("size", 200, "bytes of each message's data, at least 80")
 	rounds := f.Int("rounds", 5, "measure everything this often, in turn, and take medians")
-	seconds := f.Int("seconds", 3, "how long one measurement takes; there are three for each target and round")
-	rate := f.Int("rate", 20, "messages a second in the open loop")
+	seconds := f.Int("seconds", 3, "how long one measurement takes; there are two for each target and round, and one for each rate")
+	rates := numbers{20}
+	f.Var(&rates, "rate", "messages a second in the open loop, `n,n,…`")
 	window := f.Int("window", 256, "flat out: how many messages the clients may be behind")
 	settle := f.Duration("settle", 2*time.Second, "how long before memory is read")
 	centrifuge := f.String("centrifuge", "", "measure the centrifuge library too: the `binary` of cmd/trumpet-bench/peers")
+	fastapi := f.String("fastapi", "", "measure FastAPI with Redis too: the `script` of cmd/trumpet-bench/peers")
+	svg := f.String("svg", "", "draw the deliveries a second into this `file`")
 	return func(ctx context.Context, _ string) error {
 		if err := errors.Join(bounded("clients", *clients, 15_000), bounded("rounds", *rounds, 100), bounded("seconds", *seconds, 60),
-			bounded("rate", *rate, 10_000), bounded("window", *window, 100_000), bounded("size", *size, 100_000)); err != nil {
+			bounded("rate", slices.Max(rates), 10_000), bounded("window", *window, 100_000), bounded("size", *size, 100_000), bounded("topics", *topics, *clients)); err != nil {
 			return err
 		}
+		switch {
+		case *clients%*topics != 0:
+			return fmt.Errorf("--topics %d: %d clients do not divide by it", *topics, *clients)
+		case *stalled < 0 || *stalled >= *clients || *stalled > 0 && *topics > 1:
+			return fmt.Errorf("--stalled %d: fewer than the clients, and with one topic", *stalled)
+		}
+		if *topics > 1 {
+			*centrifuge, *fastapi = "", ""
+		}
 		return measureFanout(ctx, fanout{
-			clients: *clients, size: *size, rounds: *rounds, rate: *rate, window: int64(*window),
-			length: time.Duration(*seconds) * time.Second, settle: *settle, centrifuge: *centrifuge,
+			clients: *clients, stalled: *stalled, topics: *topics, size: *size, rounds: *rounds, rates: rates, window: int64(*window),
+			length: time.Duration(*seconds) * time.Second, settle: *settle, centrifuge: *centrifuge, fastapi: *fastapi, svg: *svg,
 		})
+	}
+}
+
+// ingest says how it is measured what workers take in.
+type ingest struct {
+	workers                  numbers
+	writers, clients, rounds int
+	length                   time.Duration
+}
+
+func ingestFlags(f *flag.FlagSet) func(context.Context, string) error {
+	workers := numbers{1, 2, 4, 8}
+	f.Var(&workers, "workers", "workers on one Postgres, `n,n,…`")
+	writers := f.Int("writers", 16, "pgbench clients, each with one-row updates as fast as it can")
+	clients := f.Int("clients", 100, "WebSocket clients of one of the workers")
+	rounds := f.Int("rounds", 3, "measure everything this often, in turn, and take medians")
+	seconds := f.Int("seconds", 5, "how long the writers write")
+	return func(ctx context.Context, binary string) error {
+		if err := errors.Join(bounded("workers", slices.Max(workers), 16), bounded("writers", *writers, 64), bounded("clients", *clients, 10_000),
+			bounded("rounds", *rounds, 100), bounded("seconds", *seconds, 60)); err != nil {
+			return err
+		}
+		return measureIngest(ctx, binary, ingest{workers: workers, writers: *writers, clients: *clients, rounds: *rounds, length: time.Duration(*seconds) * time.Second})
 	}
 }
 

@@ -23,6 +23,8 @@ type sink struct {
 	conns  []sinkConn
 	buffer []byte
 	hello  []byte // what each client says first
+	parse  parser
+	step   int64 // how many numbers lie between two messages of a client
 
 	ready   atomic.Int64 // connections that were told so
 	total   atomic.Int64 // messages, of all connections together
@@ -39,11 +41,12 @@ type sink struct {
 }
 
 type sinkConn struct {
-	fd   int
-	said bool // hello, after the server's head
-	live bool
-	rest []byte // not taken yet
-	last int64  // the number of the newest message
+	fd      int
+	stalled bool // it stops reading once it is live
+	said    bool // hello, after the server's head
+	live    bool
+	rest    []byte // not taken yet
+	last    int64  // the number of the newest message
 }
 
 const (
@@ -53,10 +56,37 @@ const (
 	connectCommand = `{"id":1,"connect":{}}`
 	// messageStart is what a message's data begin with: {"n":number,"t":nanoseconds of its intended time,…
 	messageStart = `{"n":`
+	// eventStart is what an event begins with: {"id":"position.ordinal-tag",…
+	eventStart = `{"id":"`
 )
 
-// dialSink connects and starts the goroutines that read and send pongs. sse says which of the two transports.
-func dialSink(address string, clients int, sse, centrifuge bool) (*sink, error) {
+// parser is how messages are found, and taken apart.
+type parser struct {
+	start string
+	// parse reads the beginning of a message, which begins with start: its number, when it was intended, and
+	// how much was read, which is 0 if that is not all there.
+	parse func(text []byte) (number, intended int64, size int)
+}
+
+var (
+	numbered = parser{messageStart, parseStart}
+	// committed finds events of the log, of which the sink sees all: their positions are their numbers.
+	committed = parser{eventStart, parseID}
+)
+
+// audience is who is to be connected.
+type audience struct {
+	clients    int
+	topics     []string // clients follow one each, in turn; and messages are for one each, in turn
+	stalled    int      // so many of them stop reading once they are live
+	sse        bool     // which of the two transports
+	centrifuge bool     // they say what a client of centrifuge says
+	messages   parser
+}
+
+// dialSink connects and starts the goroutines that read and send pongs.
+func dialSink(address string, a audience) (*sink, error) {
+	clients := a.clients
 	at, err := netip.ParseAddrPort(address)
 	if err != nil {
 		return nil, err
@@ -65,25 +95,28 @@ func dialSink(address string, clients int, sse, centrifuge bool) (*sink, error) 
 	if err != nil {
 		return nil, fmt.Errorf("epoll: %w", err)
 	}
-	s := &sink{epoll: epoll, buffer: make([]byte, 256<<10), reached: make(chan struct{}, 1), conns: make([]sinkConn, clients)}
+	s := &sink{
+		epoll: epoll, buffer: make([]byte, 256<<10), reached: make(chan struct{}, 1), conns: make([]sinkConn, clients),
+		parse: a.messages, step: int64(len(a.topics)),
+	}
 	for i := range s.conns {
-		s.conns[i].fd = -1
+		s.conns[i].fd, s.conns[i].stalled = -1, i < a.stalled
+		s.conns[i].last = int64(i%len(a.topics)) + 1 - s.step
 	}
 	s.done.Go(s.read)
 	// What centrifuge is to be told, and Trumpet does not mind: a command in the URL, or in a frame, which is
 	// masked with zeros.
-	query := "topics=bench"
-	if sse {
-		query += "&cf_connect=" + url.QueryEscape(connectCommand)
+	after := ""
+	if a.sse {
+		after = "&cf_connect=" + url.QueryEscape(connectCommand)
 	} else {
 		s.done.Go(s.pong)
-		if centrifuge {
+		if a.centrifuge {
 			s.hello = append([]byte{0x81, 0x80 | byte(len(connectCommand)), 0, 0, 0, 0}, connectCommand...)
 		}
 	}
-	asked := request(address, query, sse)
 	for i := range s.conns {
-		if err := s.dial(i, at, asked); err != nil {
+		if err := s.dial(i, at, request(address, "topics="+a.topics[i%len(a.topics)]+after, a.sse)); err != nil {
 			return nil, errors.Join(fmt.Errorf("connect client %d: %w", i, err), s.close())
 		}
 	}
@@ -98,6 +131,11 @@ func (s *sink) dial(i int, at netip.AddrPort, request string) error {
 	s.mu.Lock()
 	s.conns[i].fd = fd
 	s.mu.Unlock()
+	if s.conns[i].stalled { // the less fits in between, the sooner it is in the way
+		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 4<<10); err != nil {
+			return err
+		}
+	}
 	if err := unix.Connect(fd, &unix.SockaddrInet4{Port: int(at.Port()), Addr: at.Addr().As4()}); err != nil {
 		return err
 	}
@@ -133,15 +171,16 @@ func (s *sink) read() {
 				continue
 			case err == nil && size > 0:
 				var n int64
-				if n, err = s.take(c, s.buffer[:size]); err == nil {
-					got += n
+				n, err = s.take(c, s.buffer[:size])
+				got += n
+				if err == nil && !(c.stalled && c.live) {
 					continue
 				}
 			case err == nil:
 				err = fmt.Errorf("the server hung up after message %d: %q", c.last, c.rest)
 			}
 			_ = unix.EpollCtl(s.epoll, unix.EPOLL_CTL_DEL, c.fd, nil)
-			if s.err == nil {
+			if s.err == nil && err != nil {
 				s.err = fmt.Errorf("client %d: %w", e.Fd, err)
 			}
 		}
@@ -192,17 +231,17 @@ func (s *sink) take(c *sinkConn, text []byte) (messages int64, err error) {
 	}
 	now := time.Now().UnixNano()
 	for {
-		at := bytes.Index(text, []byte(messageStart))
+		at := bytes.Index(text, []byte(s.parse.start))
 		if at < 0 {
-			c.keep(text[max(0, len(text)-len(messageStart)+1):])
+			c.keep(text[max(0, len(text)-len(s.parse.start)+1):])
 			return messages, nil
 		}
-		number, intended, size := parseStart(text[at:])
+		number, intended, size := s.parse.parse(text[at:])
 		if size == 0 {
 			c.keep(text[at:])
 			return messages, nil
 		}
-		if number != c.last+1 {
+		if number != c.last+s.step {
 			return messages, fmt.Errorf("after message %d came %d", c.last, number)
 		}
 		c.last = number
@@ -230,6 +269,16 @@ func parseStart(text []byte) (number, intended int64, size int) {
 		return 0, 0, 0
 	}
 	return number, position(rest[:end]), len(text) - len(rest) + end
+}
+
+// parseID reads the beginning of an event.
+func parseID(text []byte) (number, intended int64, size int) {
+	rest := text[len(eventStart):]
+	end := bytes.IndexByte(rest, '.')
+	if end < 0 {
+		return 0, 0, 0
+	}
+	return position(rest[:end]), 0, len(eventStart) + end
 }
 
 // message is numbered data of some size.
@@ -271,12 +320,12 @@ func (s *sink) failed() error {
 	return s.err
 }
 
-// complete reports an error unless every client has had every message up to a number.
+// complete reports an error unless every client that reads has had every message up to a number.
 func (s *sink) complete(number int64) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for i := range s.conns {
-		if s.conns[i].last != number {
+		if s.conns[i].last <= number-s.step && !s.conns[i].stalled {
 			return fmt.Errorf("client %d has messages up to %d, of %d", i, s.conns[i].last, number)
 		}
 	}

@@ -10,6 +10,8 @@ import (
 	"io"
 	"net"
 	"os"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -24,8 +26,12 @@ import (
 // runTarget is a process that is measured. It says on standard output where it listens, and gives its
 // clients what standard input says: each line is a message's data. It ends with standard input.
 func runTarget(ctx context.Context, args []string) error {
-	if len(args) != 2 {
-		return fmt.Errorf("target takes a name and a format, and got %q", args)
+	if len(args) != 3 {
+		return fmt.Errorf("target takes a name, a format and a number of topics, and got %q", args)
+	}
+	topics, err := strconv.Atoi(args[2])
+	if err != nil || topics < 1 {
+		return fmt.Errorf("%q is not a number of topics", args[2])
 	}
 	if err := allowFiles(64); err != nil {
 		return err
@@ -37,15 +43,24 @@ func runTarget(ctx context.Context, args []string) error {
 	fmt.Println(listener.Addr())
 	in := bufio.NewReaderSize(os.Stdin, 64<<10)
 	if args[0] == "loop" {
-		return runLoop(listener, in, wireFormats[args[1]])
+		return runLoop(listener, in, wireFormats[args[1]], topicNames(topics))
 	}
-	return runHub(ctx, listener, in)
+	return runHub(ctx, listener, in, topicNames(topics))
+}
+
+// topicNames are so many topics' names.
+func topicNames(n int) []string {
+	names := make([]string, n)
+	for i := range names {
+		names[i] = "bench" + strconv.Itoa(i)
+	}
+	return names
 }
 
 var wireFormats = map[string]wire.Format{"websocket": wire.WebSocket, "sse": wire.SSE}
 
 // nextMessages waits for a message, and returns all that have come. At the end of input it returns io.EOF.
-func nextMessages(in *bufio.Reader) (events []trumpet.Event, err error) {
+func nextMessages(in *bufio.Reader, topics []string) (events []trumpet.Event, err error) {
 	for len(events) == 0 || in.Buffered() > 0 {
 		line, err := in.ReadBytes('\n')
 		if err != nil {
@@ -57,7 +72,7 @@ func nextMessages(in *bufio.Reader) (events []trumpet.Event, err error) {
 			return nil, fmt.Errorf("not a message: %q", data)
 		}
 		events = append(events, trumpet.Event{
-			ID: trumpet.EventID{Position: number, Tag: 1}, Topic: "bench", Op: trumpet.OpBroadcast,
+			ID: trumpet.EventID{Position: number, Tag: 1}, Topic: topics[int(number-1)%len(topics)], Op: trumpet.OpBroadcast,
 			At: time.Unix(0, intended), Data: data,
 		})
 	}
@@ -65,7 +80,7 @@ func nextMessages(in *bufio.Reader) (events []trumpet.Event, err error) {
 }
 
 // runHub is a worker without Postgres: what it reads is appended to its hub.
-func runHub(ctx context.Context, listener net.Listener, in *bufio.Reader) (err error) {
+func runHub(ctx context.Context, listener net.Listener, in *bufio.Reader, topics []string) (err error) {
 	h, err := hub.New(hub.Config{Worker: "bench"})
 	if err != nil {
 		return err
@@ -82,7 +97,7 @@ func runHub(ctx context.Context, listener net.Listener, in *bufio.Reader) (err e
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(ctx, listener) }()
 	for {
-		events, err := nextMessages(in)
+		events, err := nextMessages(in, topics)
 		if err != nil {
 			cancel()
 			return errors.Join(<-served, unlessEOF(err))
@@ -115,11 +130,11 @@ type loop struct {
 	format wire.Format
 	mu     sync.Mutex
 	conns  []net.Conn // not to be collected
-	fds    []int
+	fds    map[string][]int
 }
 
-func runLoop(listener net.Listener, in *bufio.Reader, format wire.Format) error {
-	l := &loop{format: format}
+func runLoop(listener net.Listener, in *bufio.Reader, format wire.Format, topics []string) error {
+	l := &loop{format: format, fds: make(map[string][]int)}
 	var accepting sync.WaitGroup
 	accepting.Go(func() {
 		for {
@@ -136,14 +151,14 @@ func runLoop(listener net.Listener, in *bufio.Reader, format wire.Format) error 
 	defer accepting.Wait()
 	defer listener.Close()
 	for {
-		events, err := nextMessages(in)
+		events, err := nextMessages(in, topics)
 		if err != nil {
 			return unlessEOF(err)
 		}
 		l.mu.Lock()
 		for i := range events {
 			frame := wire.EncodeEvent(format, wire.Whole, &events[i], false)
-			for _, fd := range l.fds {
+			for _, fd := range l.fds[events[i].Topic] {
 				if err := writeAll(fd, frame); err != nil {
 					l.mu.Unlock()
 					return err
@@ -169,9 +184,11 @@ func (l *loop) welcome(conn net.Conn) error {
 	if err != nil {
 		return err
 	}
+	_, topic, _ := strings.Cut(string(buffer[:n]), "topics=")
+	topic = topic[:max(0, strings.IndexAny(topic, " &"))]
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if err := raw.Control(func(fd uintptr) { l.fds = append(l.fds, int(fd)) }); err != nil { //nolint:gosec // a file descriptor
+	if err := raw.Control(func(fd uintptr) { l.fds[topic] = append(l.fds[topic], int(fd)) }); err != nil { //nolint:gosec // a file descriptor
 		return err
 	}
 	l.conns = append(l.conns, conn)

@@ -1,0 +1,177 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// ingestRound is what one number of workers did in one round.
+type ingestRound struct {
+	commits  float64 // a second, as the writers saw it
+	through  float64 // a second, until the clients had the last one
+	behind   float64 // seconds that the clients were behind at the writers' end
+	step     float64 // µs of the sequencer's function for each record
+	records  float64 // for each step that found any
+	workers  float64 // µs of the workers' processor time for each record
+	postgres float64 // µs of Postgres's, everything included
+}
+
+// measureIngest lets pgbench write as fast as it can, and sees how fast workers sequence, hear, decode and give that
+// to the clients of one of them.
+func measureIngest(ctx context.Context, binary string, in ingest) (err error) {
+	b, err := startBench(ctx, binary, map[string]string{"track_functions": "pl"})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, b.close()) }()
+	if err := b.prepare(ctx); err != nil {
+		return err
+	}
+	scripts, err := writeScripts()
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(scripts)
+	rounds := make(map[int][]ingestRound)
+	for range in.rounds {
+		for _, n := range in.workers {
+			r, err := b.ingest(ctx, in, n, filepath.Join(scripts, "watched"))
+			if err != nil {
+				return fmt.Errorf("with %d workers: %w", n, err)
+			}
+			rounds[n] = append(rounds[n], r)
+		}
+	}
+	var version string
+	if err := b.conn.QueryRow(ctx, "show server_version").Scan(&version); err != nil {
+		return err
+	}
+	fmt.Printf("PostgreSQL %s, %d writers for %v, %d WebSocket clients on one of the workers, medians of %d rounds. Nobody missed an event or got one twice.\n\n",
+		version, in.writers, in.length, in.clients, in.rounds)
+	fmt.Println("| workers | commits/s | commits/s to the clients | behind at the end s | sequencer µs/commit | commits/step | workers CPU µs/commit | Postgres CPU µs/commit |")
+	fmt.Println("| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+	for _, n := range in.workers {
+		value := func(of func(r ingestRound) float64) float64 {
+			var values []float64
+			for _, r := range rounds[n] {
+				values = append(values, of(r))
+			}
+			return median(values)
+		}
+		fmt.Printf("| %d | %s | %s | %s | %s | %s | %s | %s |\n", n,
+			thousands(value(func(r ingestRound) float64 { return r.commits })), thousands(value(func(r ingestRound) float64 { return r.through })),
+			ratio(value(func(r ingestRound) float64 { return r.behind })), tenths(value(func(r ingestRound) float64 { return r.step })),
+			tenths(value(func(r ingestRound) float64 { return r.records })), tenths(value(func(r ingestRound) float64 { return r.workers })),
+			tenths(value(func(r ingestRound) float64 { return r.postgres })))
+	}
+	return nil
+}
+
+// stepped is what trumpet.sequence() has done so far, in all sessions that have told.
+type stepped struct {
+	calls int64
+	time  float64 // ms
+	head  int64
+}
+
+func (b *bench) stepped(ctx context.Context) (s stepped, err error) {
+	err = b.conn.QueryRow(ctx, `select coalesce(sum(calls), 0), coalesce(sum(total_time), 0), (select max(position) from trumpet.log)
+		from pg_stat_user_functions where schemaname = 'trumpet' and funcname = 'sequence'`).Scan(&s.calls, &s.time, &s.head)
+	return s, err
+}
+
+func (b *bench) ingest(ctx context.Context, in ingest, workers int, script string) (r ingestRound, err error) {
+	var all []*worker
+	defer func() {
+		for _, w := range all {
+			err = errors.Join(err, w.stop())
+		}
+	}()
+	for range workers {
+		port, err := freePort()
+		if err != nil {
+			return r, err
+		}
+		w, err := b.startWorker(ctx, port)
+		if err != nil {
+			return r, err
+		}
+		all = append(all, w)
+	}
+	before, err := b.stepped(ctx)
+	if err != nil {
+		return r, err
+	}
+	s, err := dialSink(all[0].address, audience{clients: in.clients, topics: []string{"watched"}, messages: committed})
+	if err != nil {
+		return r, err
+	}
+	defer func() { err = errors.Join(err, s.close()) }()
+	s.begin(before.head)
+	for s.ready.Load() < int64(in.clients) {
+		if err := errors.Join(s.failed(), sleep(ctx, time.Millisecond)); err != nil {
+			return r, err
+		}
+	}
+	from, err := b.mark(all)
+	if err != nil {
+		return r, err
+	}
+	if r.commits, err = b.pgbench(ctx, script, in.writers, int(in.length.Seconds())); err != nil {
+		return r, err
+	}
+	written := time.Now()
+	var records int64
+	for done := false; !done; {
+		var pending bool
+		var head int64
+		if err := b.conn.QueryRow(ctx, `select "position", pending from trumpet.head()`).Scan(&head, &pending); err != nil {
+			return r, err
+		}
+		records = head - before.head
+		done = !pending && s.total.Load() >= records*int64(in.clients)
+		if err := errors.Join(s.failed(), sleep(ctx, 2*time.Millisecond)); err != nil {
+			return r, err
+		}
+		if time.Since(written) > 2*time.Minute {
+			return r, fmt.Errorf("%d of %d deliveries came", s.total.Load(), records*int64(in.clients))
+		}
+	}
+	finished := time.Now()
+	if err := s.complete(before.head + records); err != nil {
+		return r, err
+	}
+	used, err := b.since(from)
+	if err != nil {
+		return r, err
+	}
+	// A session tells its statistics when it has been idle for a second (PostgreSQL manual, 28.2).
+	after := before
+	for end := time.Now().Add(10 * time.Second); after.calls == before.calls && time.Now().Before(end); {
+		if err := sleep(ctx, 1500*time.Millisecond); err != nil {
+			return r, err
+		}
+		if after, err = b.stepped(ctx); err != nil {
+			return r, err
+		}
+	}
+	n := float64(records)
+	r.through = n / finished.Sub(from.at).Seconds()
+	r.behind = finished.Sub(written).Seconds()
+	r.step, r.records = 1000*(after.time-before.time)/n, n/float64(max(after.calls-before.calls, 1))
+	r.workers, r.postgres = float64(used.wCPU.Microseconds())/n, float64(used.pgCPU.Microseconds())/n
+	return r, nil
+}
+
+// begin says which message is the last before the first that clients get.
+func (s *sink) begin(number int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i := range s.conns {
+		s.conns[i].last = number
+	}
+}

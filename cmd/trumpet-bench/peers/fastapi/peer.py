@@ -1,0 +1,154 @@
+"""A realtime server as a small company would write it, for scripts/bench fanout to measure beside Trumpet:
+FastAPI, two uvicorn workers, and Redis pub/sub between whoever publishes and the workers.
+
+It says on standard output where it listens, gives its clients what standard input says, a message's data on
+each line, and ends with standard input. Redis is its own: on a socket in a temporary directory, and keeping
+nothing. It needs Debian 12's packages, which MISSING names.
+"""
+
+import asyncio
+import contextlib
+import ctypes
+import multiprocessing
+import os
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from typing import AsyncIterator, Union
+
+DEBIAN_PYTHON = "/usr/bin/python3"
+MISSING = """\
+fastapi: {} is missing: apt-get install --no-install-recommends python3-fastapi python3-uvicorn python3-redis \
+python3-websockets python3-uvloop python3-httptools redis-server"""
+
+try:
+    import httptools  # noqa: F401 (uvicorn's)
+    import redis
+    import redis.asyncio
+    import uvicorn
+    import uvloop  # noqa: F401 (uvicorn's)
+    import websockets  # noqa: F401 (uvicorn's)
+    from fastapi import FastAPI, WebSocket
+    from fastapi.responses import StreamingResponse
+except ImportError as error:
+    # Another python3 may come first in PATH, such as pyenv's, and does not see Debian's packages.
+    if os.path.exists(DEBIAN_PYTHON) and os.path.realpath(sys.executable) != os.path.realpath(DEBIAN_PYTHON):
+        os.execv(DEBIAN_PYTHON, [DEBIAN_PYTHON, *sys.argv])
+    sys.exit(MISSING.format(error.name))
+
+WORKERS = 2
+BACKLOG = 4096
+CHANNEL = "bench"
+READY = '{"type":"ready"}'
+PR_SET_PDEATHSIG = 1  # prctl(2)
+
+app = FastAPI()
+# One queue per client, so that a slow one holds up nobody else. They have no limit: nothing is to be lost.
+sockets: "set[asyncio.Queue[str]]" = set()
+streams: "set[asyncio.Queue[bytes]]" = set()
+
+
+@app.on_event("startup")
+async def subscribe() -> None:
+    pubsub = redis.asyncio.Redis(unix_socket_path=app.state.redis).pubsub()
+    await pubsub.subscribe(CHANNEL)
+    app.state.task = asyncio.create_task(fan_out(pubsub))  # a task that nobody refers to may be collected
+
+
+async def fan_out(pubsub: redis.asyncio.client.PubSub) -> None:
+    async for message in pubsub.listen():
+        data = message["data"]
+        if message["type"] == "subscribe":
+            os.write(app.state.started, b"\n")
+            continue
+        if sockets:
+            text = data.decode()
+            for queue in sockets:
+                queue.put_nowait(text)
+        if streams:
+            event = b"data: %b\n\n" % data
+            for queue in streams:
+                queue.put_nowait(event)
+
+
+@app.websocket("/ws")
+async def connect(websocket: WebSocket) -> None:
+    await websocket.accept()
+    queue: "asyncio.Queue[str]" = asyncio.Queue()
+    queue.put_nowait(READY)
+    sockets.add(queue)
+    sender = asyncio.create_task(send(websocket, queue))
+    try:
+        while (await websocket.receive())["type"] != "websocket.disconnect":
+            pass
+    finally:
+        sockets.discard(queue)
+        sender.cancel()
+        await asyncio.gather(sender, return_exceptions=True)  # it fails if the client left while it sent
+
+
+async def send(websocket: WebSocket, queue: "asyncio.Queue[str]") -> None:
+    while True:
+        await websocket.send_text(await queue.get())
+
+
+@app.get("/api/stream")
+async def stream() -> StreamingResponse:
+    return StreamingResponse(events(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+
+
+async def events() -> AsyncIterator[bytes]:
+    queue: "asyncio.Queue[bytes]" = asyncio.Queue()
+    queue.put_nowait(f"event: ready\ndata: {READY}\n\n".encode())
+    streams.add(queue)
+    try:
+        while True:
+            waiting = [await queue.get()]
+            while not queue.empty():
+                waiting.append(queue.get_nowait())
+            yield b"".join(waiting)
+    finally:
+        streams.discard(queue)
+
+
+def serve(listener: socket.socket, redis_socket: str, started: int) -> None:
+    """Is a worker process."""
+    die_with_parent()
+    app.state.redis, app.state.started = redis_socket, started
+    uvicorn.Server(uvicorn.Config(
+        app, loop="uvloop", http="httptools", ws="websockets", lifespan="on", backlog=BACKLOG,
+        log_level="warning", access_log=False, proxy_headers=False,
+        ws_per_message_deflate=False, ws_ping_interval=None, ws_ping_timeout=None,
+    )).run(sockets=[listener])
+
+
+libc = ctypes.CDLL(None)
+
+
+def die_with_parent() -> None:
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def end(process: "Union[multiprocessing.Process, subprocess.Popen[bytes]]") -> None:
+    process.terminate()
+    wait = process.wait if isinstance(process, subprocess.Popen) else process.join
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        wait(timeout=3)
+    process.kill()  # a worker waits for streams that are still open
+    wait()
+
+
+def start_redis(directory: str) -> "tuple[subprocess.Popen[bytes], redis.Redis[bytes]]":
+    path = os.path.join(directory, "redis.sock")
+    process = subprocess.Popen(
+        # Without the limit, Redis hangs up on a worker that is far behind.
+        ["redis-server", "--port", "0", "--unixsocket", path, "--dir", directory, "--save", "", "--appendonly", "no",
+         "--client-output-buffer-limit", "pubsub 0 0 0"],
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, preexec_fn=die_with_parent,
+    )
+    return process, redis.Redis(unix_socket_path=path)

@@ -6,6 +6,8 @@ each line, and ends with standard input. Redis is its own: on a socket in a temp
 nothing. It needs Debian 12's packages, which MISSING names.
 """
 
+from __future__ import annotations
+
 import asyncio
 import contextlib
 import ctypes
@@ -19,7 +21,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from typing import AsyncIterator, Union
+from collections.abc import AsyncIterator
+from multiprocessing.process import BaseProcess
 
 DEBIAN_PYTHON = "/usr/bin/python3"
 MISSING = """\
@@ -49,8 +52,8 @@ PR_SET_PDEATHSIG = 1  # prctl(2)
 
 app = FastAPI()
 # One queue per client, so that a slow one holds up nobody else. They have no limit: nothing is to be lost.
-sockets: "set[asyncio.Queue[str]]" = set()
-streams: "set[asyncio.Queue[bytes]]" = set()
+sockets: set[asyncio.Queue[str]] = set()
+streams: set[asyncio.Queue[bytes]] = set()
 
 
 @app.on_event("startup")
@@ -79,7 +82,7 @@ async def fan_out(pubsub: redis.asyncio.client.PubSub) -> None:
 @app.websocket("/ws")
 async def connect(websocket: WebSocket) -> None:
     await websocket.accept()
-    queue: "asyncio.Queue[str]" = asyncio.Queue()
+    queue: asyncio.Queue[str] = asyncio.Queue()
     queue.put_nowait(READY)
     sockets.add(queue)
     sender = asyncio.create_task(send(websocket, queue))
@@ -92,7 +95,7 @@ async def connect(websocket: WebSocket) -> None:
         await asyncio.gather(sender, return_exceptions=True)  # it fails if the client left while it sent
 
 
-async def send(websocket: WebSocket, queue: "asyncio.Queue[str]") -> None:
+async def send(websocket: WebSocket, queue: asyncio.Queue[str]) -> None:
     while True:
         await websocket.send_text(await queue.get())
 
@@ -103,7 +106,7 @@ async def stream() -> StreamingResponse:
 
 
 async def events() -> AsyncIterator[bytes]:
-    queue: "asyncio.Queue[bytes]" = asyncio.Queue()
+    queue: asyncio.Queue[bytes] = asyncio.Queue()
     queue.put_nowait(f"event: ready\ndata: {READY}\n\n".encode())
     streams.add(queue)
     try:
@@ -134,7 +137,7 @@ def die_with_parent() -> None:
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def end(process: "Union[multiprocessing.Process, subprocess.Popen[bytes]]") -> None:
+def end(process: BaseProcess | subprocess.Popen[bytes]) -> None:
     process.terminate()
     wait = process.wait if isinstance(process, subprocess.Popen) else process.join
     with contextlib.suppress(subprocess.TimeoutExpired):
@@ -143,12 +146,55 @@ def end(process: "Union[multiprocessing.Process, subprocess.Popen[bytes]]") -> N
     wait()
 
 
-def start_redis(directory: str) -> "tuple[subprocess.Popen[bytes], redis.Redis[bytes]]":
-    path = os.path.join(directory, "redis.sock")
-    process = subprocess.Popen(
-        # Without the limit, Redis hangs up on a worker that is far behind.
-        ["redis-server", "--port", "0", "--unixsocket", path, "--dir", directory, "--save", "", "--appendonly", "no",
-         "--client-output-buffer-limit", "pubsub 0 0 0"],
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, preexec_fn=die_with_parent,
-    )
-    return process, redis.Redis(unix_socket_path=path)
+def publish(client: redis.Redis[bytes]) -> None:
+    """Publishes lines as they come, until the end of input."""
+    rest = b""
+    while chunk := os.read(sys.stdin.fileno(), 64 << 10):
+        *lines, rest = (rest + chunk).split(b"\n")
+        with client.pipeline(transaction=False) as pipeline:
+            for line in lines:
+                pipeline.publish(CHANNEL, line)
+            pipeline.execute()
+
+
+def terminated(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what ends is not to be disturbed
+    sys.exit(0)
+
+
+def main() -> None:
+    if shutil.which("redis-server") is None:
+        sys.exit(MISSING.format("redis-server"))
+    _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+    signal.signal(signal.SIGTERM, terminated)
+    with contextlib.ExitStack() as stack:
+        directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="fastapi-peer-"))
+        redis_socket = os.path.join(directory, "redis.sock")
+        server = subprocess.Popen(
+            # Without the limit's zeros, Redis would hang up on a worker that is far behind.
+            ["redis-server", "--port", "0", "--unixsocket", redis_socket, "--dir", directory, "--save", "",
+             "--appendonly", "no", "--client-output-buffer-limit", "pubsub 0 0 0"],
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, preexec_fn=die_with_parent,
+        )
+        stack.callback(end, server)
+        while not os.path.exists(redis_socket):
+            if server.poll() is not None:
+                sys.exit(f"fastapi: redis-server ended with status {server.returncode}")
+            time.sleep(0.01)
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=BACKLOG))
+        reader, writer = os.pipe()
+        for _ in range(WORKERS):
+            worker = multiprocessing.get_context("fork").Process(target=serve, args=(listener, redis_socket, writer))
+            worker.start()
+            stack.callback(end, worker)
+        os.close(writer)
+        for _ in range(WORKERS):
+            if not os.read(reader, 1):
+                sys.exit("fastapi: a worker did not start")
+        print("%s:%d" % listener.getsockname(), flush=True)
+        publish(redis.Redis(unix_socket_path=redis_socket))
+
+
+if __name__ == "__main__":
+    main()

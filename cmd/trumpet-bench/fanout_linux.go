@@ -105,6 +105,7 @@ type running struct {
 	in        io.WriteCloser
 	clients   int
 	address   string
+	began     time.Time // connecting
 	each      int // how many clients are to have a message
 	size      int
 	published int64
@@ -140,7 +141,7 @@ func (f fanout) start(ctx context.Context, target target, format string) (r *run
 		base, err = r.sum(resident)
 	}
 	if err == nil {
-		r.address = strings.TrimSpace(address)
+		r.address, r.began = strings.TrimSpace(address), time.Now()
 		r.sink, err = dialSink(r.address, audience{
 			clients: f.clients, topics: topicNames(f.topics), stalled: target.stalled,
 			sse: format == "sse", centrifuge: target.name == "centrifuge", messages: numbered,
@@ -199,7 +200,6 @@ func (r *running) end() error {
 
 // round measures one target once.
 func (f fanout) round(ctx context.Context, target target, format string) (result fanoutRound, err error) {
-	began := time.Now()
 	r, base, err := f.start(ctx, target, format)
 	if err != nil {
 		return result, err
@@ -210,7 +210,7 @@ func (f fanout) round(ctx context.Context, target target, format string) (result
 			return result, err
 		}
 	}
-	result.connect = time.Since(began).Seconds()
+	result.connect = time.Since(r.began).Seconds()
 	if result.idle, err = r.memory(ctx, base, f.settle); err != nil {
 		return result, err
 	}

@@ -27,7 +27,7 @@ from multiprocessing.process import BaseProcess
 DEBIAN_PYTHON = "/usr/bin/python3"
 MISSING = """\
 fastapi: {} is missing: apt-get install --no-install-recommends python3-fastapi python3-uvicorn python3-redis \
-python3-websockets python3-uvloop python3-httptools redis-server"""
+python3-wsproto python3-uvloop python3-httptools redis-server"""
 
 try:
     import httptools  # noqa: F401 (uvicorn's)
@@ -35,7 +35,7 @@ try:
     import redis.asyncio
     import uvicorn
     import uvloop  # noqa: F401 (uvicorn's)
-    import websockets  # noqa: F401 (uvicorn's)
+    import wsproto  # noqa: F401 (uvicorn's)
     from fastapi import FastAPI, WebSocket
     from fastapi.responses import StreamingResponse
 except ImportError as error:
@@ -46,13 +46,13 @@ except ImportError as error:
 
 WORKERS = 2
 BACKLOG = 4096
+STALLED = 5  # seconds
 CHANNEL = "bench"
 READY = '{"type":"ready"}'
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
 app = FastAPI()
-# One queue per client, so that a slow one holds up nobody else. They have no limit: nothing is to be lost.
-sockets: set[asyncio.Queue[str]] = set()
+sockets: dict[WebSocket, asyncio.Task[None]] = {}  # and who handles each
 streams: set[asyncio.Queue[bytes]] = set()
 
 
@@ -69,35 +69,39 @@ async def fan_out(pubsub: redis.asyncio.client.PubSub) -> None:
         if message["type"] == "subscribe":
             os.write(app.state.started, b"\n")
             continue
-        if sockets:
-            text = data.decode()
-            for queue in sockets:
-                queue.put_nowait(text)
-        if streams:
-            event = b"data: %b\n\n" % data
-            for queue in streams:
-                queue.put_nowait(event)
+        event = b"data: %b\n\n" % data
+        for queue in streams:
+            queue.put_nowait(event)
+        await send(data.decode())
+
+
+async def send(text: str) -> None:
+    """Sends to one WebSocket after the other, which is faster than a queue and a task for each."""
+    waiting = list(sockets)
+    while waiting:
+        first = waiting[-1]
+        try:
+            async with asyncio.timeout(STALLED):
+                while waiting:
+                    await waiting[-1].send_text(text)
+                    waiting.pop()
+        except TimeoutError:
+            if waiting[-1] is first and (handler := sockets.pop(waiting.pop(), None)):
+                handler.cancel()  # which hangs up: it would hold up all others
+        except Exception:  # it is leaving
+            sockets.pop(waiting.pop(), None)
 
 
 @app.websocket("/ws")
 async def connect(websocket: WebSocket) -> None:
     await websocket.accept()
-    queue: asyncio.Queue[str] = asyncio.Queue()
-    queue.put_nowait(READY)
-    sockets.add(queue)
-    sender = asyncio.create_task(send(websocket, queue))
+    await websocket.send_text(READY)  # before anything else, and nothing comes in between
+    sockets[websocket] = asyncio.current_task()
     try:
         while (await websocket.receive())["type"] != "websocket.disconnect":
             pass
     finally:
-        sockets.discard(queue)
-        sender.cancel()
-        await asyncio.gather(sender, return_exceptions=True)  # it fails if the client left while it sent
-
-
-async def send(websocket: WebSocket, queue: asyncio.Queue[str]) -> None:
-    while True:
-        await websocket.send_text(await queue.get())
+        sockets.pop(websocket, None)
 
 
 @app.get("/api/stream")
@@ -106,7 +110,7 @@ async def stream() -> StreamingResponse:
 
 
 async def events() -> AsyncIterator[bytes]:
-    queue: asyncio.Queue[bytes] = asyncio.Queue()
+    queue: asyncio.Queue[bytes] = asyncio.Queue()  # without a limit: nothing is to be lost
     queue.put_nowait(f"event: ready\ndata: {READY}\n\n".encode())
     streams.add(queue)
     try:
@@ -124,7 +128,7 @@ def serve(listener: socket.socket, redis_socket: str, started: int) -> None:
     die_with_parent()
     app.state.redis, app.state.started = redis_socket, started
     uvicorn.Server(uvicorn.Config(
-        app, loop="uvloop", http="httptools", ws="websockets", lifespan="on", backlog=BACKLOG,
+        app, loop="uvloop", http="httptools", ws="wsproto", lifespan="on", backlog=BACKLOG,
         log_level="warning", access_log=False, proxy_headers=False,
         ws_per_message_deflate=False, ws_ping_interval=None, ws_ping_timeout=None,
     )).run(sockets=[listener])

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -76,7 +77,11 @@ func measureFanout(ctx context.Context, f fanout) error {
 	var failures []error
 	for round := range f.rounds {
 		for _, format := range formats {
-			for _, target := range f.targets() {
+			all := f.targets()
+			if round%2 == 1 { // so that whatever changes with time hits all alike
+				slices.Reverse(all)
+			}
+			for _, target := range all {
 				r, err := f.round(ctx, target, format.name)
 				if ctx.Err() != nil {
 					return ctx.Err()
@@ -106,7 +111,7 @@ type running struct {
 	clients   int
 	address   string
 	began     time.Time // connecting
-	each      int // how many clients are to have a message
+	each      int       // how many clients are to have a message
 	size      int
 	published int64
 	line      []byte

@@ -79,7 +79,7 @@ async def send(text: str) -> None:
     """Sends to one WebSocket after the other, which is faster than a queue and a task for each."""
     waiting = list(sockets)
     while waiting:
-        first = waiting[-1]
+        first = waiting[-1]  # whoever still is in STALLED seconds takes nothing
         try:
             async with asyncio.timeout(STALLED):
                 while waiting:
@@ -145,7 +145,7 @@ def end(process: BaseProcess | subprocess.Popen[bytes]) -> None:
     process.terminate()
     wait = process.wait if isinstance(process, subprocess.Popen) else process.join
     with contextlib.suppress(subprocess.TimeoutExpired):
-        wait(timeout=3)
+        wait(timeout=1)
     process.kill()  # a worker waits for streams that are still open
     wait()
 

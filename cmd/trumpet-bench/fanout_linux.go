@@ -131,6 +131,9 @@ func (f fanout) start(ctx context.Context, target target, format string) (r *run
 		clients: f.clients, each: (f.clients - target.stalled) / f.topics, size: f.size,
 	}
 	r.cmd.Stderr = os.Stderr
+	if target.name == "hub" {
+		r.cmd.Env = append(os.Environ(), "GOGC=50") // as trumpet serve does
+	}
 	if r.in, err = r.cmd.StdinPipe(); err != nil {
 		return nil, 0, err
 	}
@@ -356,7 +359,12 @@ func (r *running) openLoop(ctx context.Context, length time.Duration, rate int) 
 	if err := r.await(ctx, r.published); err != nil {
 		return result, err
 	}
-	q := quantiles(r.recording(false), 0.5, 0.99, 1)
+	noted := r.recording(false)
+	delays := make([]time.Duration, len(noted))
+	for i := range noted {
+		delays[i] = noted[i].delay()
+	}
+	q := quantiles(delays, 0.5, 0.99, 1)
 	return openLoop{milliseconds(q[0]), milliseconds(q[1]), milliseconds(q[2])}, nil
 }
 

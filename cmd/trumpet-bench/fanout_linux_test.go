@@ -88,9 +88,16 @@ func TestSinkTakesMessagesInPieces(t *testing.T) {
 			}
 			total += n
 		}
-		if total != 12 || c.last != 12 || s.ready.Load() != 1 || len(s.delays) != 12 {
+		if total != 12 || c.last != 12 || s.ready.Load() != 1 || len(s.noted) != 12 {
 			t.Errorf("in pieces of %d: %d messages, up to %d", piece, total, c.last)
 		}
+	}
+	log, c := &sink{parse: committed, step: 1}, &sinkConn{live: true, last: 41}
+	if n, err := log.take(c, []byte(`{"id":"42.0-0000abcd","topic":"a"}{"id":"43.0-0000abcd","topic":"b"}{"id":"4`)); n != 2 || err != nil || c.last != 43 {
+		t.Errorf("of the log came %d, up to %d: %v", n, c.last, err)
+	}
+	if _, err := log.take(c, []byte(`5.0-0000abcd"}`)); err == nil {
+		t.Error("a gap in the log is not noticed")
 	}
 	refused := &sinkConn{}
 	if _, err := new(sink).take(refused, []byte("HTTP/1.1 503 Service Unavailable\r\n\r\n")); err == nil {

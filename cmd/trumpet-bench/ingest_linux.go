@@ -106,17 +106,11 @@ func (b *bench) ingest(ctx context.Context, in ingest, workers int, script strin
 	if err != nil {
 		return r, err
 	}
-	s, err := dialSink(all[0].address, audience{clients: in.clients, topics: []string{"watched"}, messages: committed})
+	s, _, err := b.listen(ctx, all[0].address, audience{clients: in.clients, topics: []string{"watched"}, messages: committed})
 	if err != nil {
 		return r, err
 	}
 	defer func() { err = errors.Join(err, s.close()) }()
-	s.begin(before.head)
-	for s.ready.Load() < int64(in.clients) {
-		if err := errors.Join(s.failed(), sleep(ctx, time.Millisecond)); err != nil {
-			return r, err
-		}
-	}
 	from, err := b.mark(all)
 	if err != nil {
 		return r, err

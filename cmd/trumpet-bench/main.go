@@ -3,7 +3,7 @@
 //
 //	writes      what watching a table costs its writers: pgbench on an unwatched table, on one with a bare
 //	            pg_notify trigger, and on a watched one, with workers attached
-//	latency     how long after a commit a WebSocket client has the event
+//	latency     how long after a commit clients have the event
 //	resume      what it takes that many clients come back at once, far behind
 //	dashboards  what dashboards cost Postgres, over live queries and by polling
 //	aggregates  what one change costs, by the table's size
@@ -56,8 +56,8 @@ var measurements = []measurement{
 		seconds := f.Int("seconds", 3, "how long one measurement takes")
 		return func(ctx context.Context, binary string) error { return measureWrites(ctx, binary, *rounds, *seconds) }
 	}},
-	{"latency", "how long after a commit a WebSocket client has the event", func(f *flag.FlagSet) func(context.Context, string) error {
-		clients := f.Int("clients", 100, "WebSocket clients")
+	{"latency", "how long after a commit clients have the event, over both transports", func(f *flag.FlagSet) func(context.Context, string) error {
+		clients := f.Int("clients", 100, "connections; one transport after the other")
 		rate := f.Int("rate", 100, "commits a second")
 		seconds := f.Int("seconds", 3, "how long it commits")
 		return func(ctx context.Context, binary string) error {

@@ -32,13 +32,23 @@ type sink struct {
 	reached chan struct{}
 
 	mu     sync.Mutex
-	record bool            // note delays
-	delays []time.Duration // since the intended time of each message
-	err    error           // the first one
+	record bool // note arrivals
+	noted  []arrived
+	err    error // the first one
 
 	done sync.WaitGroup
 	stop atomic.Bool
 }
+
+// arrived is a message that one client was given.
+type arrived struct {
+	number   int64
+	at       time.Time
+	intended int64 // when, in Unix nanoseconds, where the message says so
+}
+
+// delay is how long it took.
+func (a arrived) delay() time.Duration { return a.at.Sub(time.Unix(0, a.intended)) }
 
 type sinkConn struct {
 	fd      int
@@ -229,7 +239,7 @@ func (s *sink) take(c *sinkConn, text []byte) (messages int64, err error) {
 		c.live, text = true, text[at:]
 		s.ready.Add(1)
 	}
-	now := time.Now().UnixNano()
+	now := time.Now()
 	for {
 		at := bytes.Index(text, []byte(s.parse.start))
 		if at < 0 {
@@ -247,7 +257,7 @@ func (s *sink) take(c *sinkConn, text []byte) (messages int64, err error) {
 		c.last = number
 		messages++
 		if s.record {
-			s.delays = append(s.delays, time.Duration(now-intended))
+			s.noted = append(s.noted, arrived{number, now, intended})
 		}
 		text = text[at+size:]
 	}
@@ -332,12 +342,12 @@ func (s *sink) complete(number int64) error {
 	return s.err
 }
 
-// recording begins to note delays, or returns those that were noted.
-func (s *sink) recording(on bool) []time.Duration {
+// recording begins to note arrivals, or returns those that were noted.
+func (s *sink) recording(on bool) []arrived {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	noted := s.delays
-	s.record, s.delays = on, nil
+	noted := s.noted
+	s.record, s.noted = on, nil
 	return noted
 }
 

@@ -440,8 +440,8 @@ func (f fanout) each(rounds map[fanoutCell][]fanoutRound, show func(title string
 // plot draws the deliveries a second.
 func (f fanout) plot(rounds map[fanoutCell][]fanoutRound) bars {
 	p := bars{
-		title: fmt.Sprintf("Deliveries a second to %s clients, messages of %d bytes", thousands(float64(f.clients)), f.size),
-		axis:  "deliveries/s",
+		title: fmt.Sprintf("Thousand deliveries a second to %s clients, messages of %d bytes", thousands(float64(f.clients)), f.size),
+		axis:  "thousand deliveries/s",
 	}
 	for _, format := range formats {
 		p.series = append(p.series, format.title+", one at a time", format.title+", flat out")
@@ -450,7 +450,9 @@ func (f fanout) plot(rounds map[fanoutCell][]fanoutRound) bars {
 		g := group{name: target.title}
 		for _, format := range formats {
 			r := rounds[fanoutCell{target.title, format.name}]
-			g.values = append(g.values, medianOf(r, func(r fanoutRound) float64 { return r.one.deliveries }), medianOf(r, func(r fanoutRound) float64 { return r.flat.deliveries }))
+			for _, of := range []func(r fanoutRound) float64{func(r fanoutRound) float64 { return r.one.deliveries }, func(r fanoutRound) float64 { return r.flat.deliveries }} {
+				g.values = append(g.values, math.Round(medianOf(r, of)/1000))
+			}
 		}
 		p.groups = append(p.groups, g)
 	}

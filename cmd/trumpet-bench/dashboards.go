@@ -133,11 +133,7 @@ func (b *bench) watchDemo(ctx context.Context) error {
 // startWorkers starts two.
 func (b *bench) startWorkers(ctx context.Context) (workers []*worker, err error) {
 	for range 2 {
-		port, err := freePort()
-		if err != nil {
-			return workers, err
-		}
-		w, err := b.startWorker(ctx, port, "--max-connections-per-address", "0")
+		w, err := b.startWorker(ctx, "--max-connections-per-address", "0")
 		if err != nil {
 			return workers, err
 		}

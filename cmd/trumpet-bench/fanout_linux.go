@@ -213,10 +213,8 @@ func (f fanout) round(ctx context.Context, target target, format string) (result
 		return result, err
 	}
 	defer func() { err = errors.Join(err, r.end()) }()
-	for r.ready.Load() < int64(f.clients) {
-		if err := errors.Join(r.failed(), sleep(ctx, time.Millisecond)); err != nil {
-			return result, err
-		}
+	if err := r.awaitReady(ctx); err != nil {
+		return result, err
 	}
 	result.connect = time.Since(r.began).Seconds()
 	if result.idle, err = r.memory(ctx, base, f.settle); err != nil {

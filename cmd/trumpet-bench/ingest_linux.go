@@ -75,12 +75,11 @@ func measureIngest(ctx context.Context, binary string, in ingest) (err error) {
 type stepped struct {
 	calls int64
 	time  float64 // ms
-	head  int64
 }
 
 func (b *bench) stepped(ctx context.Context) (s stepped, err error) {
-	err = b.conn.QueryRow(ctx, `select coalesce(sum(calls), 0), coalesce(sum(total_time), 0), (select max(position) from trumpet.log)
-		from pg_stat_user_functions where schemaname = 'trumpet' and funcname = 'sequence'`).Scan(&s.calls, &s.time, &s.head)
+	err = b.conn.QueryRow(ctx, `select coalesce(sum(calls), 0), coalesce(sum(total_time), 0)
+		from pg_stat_user_functions where schemaname = 'trumpet' and funcname = 'sequence'`).Scan(&s.calls, &s.time)
 	return s, err
 }
 
@@ -92,11 +91,7 @@ func (b *bench) ingest(ctx context.Context, in ingest, workers int, script strin
 		}
 	}()
 	for range workers {
-		port, err := freePort()
-		if err != nil {
-			return r, err
-		}
-		w, err := b.startWorker(ctx, port)
+		w, err := b.startWorker(ctx)
 		if err != nil {
 			return r, err
 		}
@@ -106,7 +101,7 @@ func (b *bench) ingest(ctx context.Context, in ingest, workers int, script strin
 	if err != nil {
 		return r, err
 	}
-	s, _, err := b.listen(ctx, all[0].address, audience{clients: in.clients, topics: []string{"watched"}, messages: committed})
+	s, head, err := b.listen(ctx, all[0].address, audience{clients: in.clients, topics: []string{"watched"}, messages: committed})
 	if err != nil {
 		return r, err
 	}
@@ -122,11 +117,11 @@ func (b *bench) ingest(ctx context.Context, in ingest, workers int, script strin
 	var records int64
 	for done := false; !done; {
 		var pending bool
-		var head int64
-		if err := b.conn.QueryRow(ctx, `select "position", pending from trumpet.head()`).Scan(&head, &pending); err != nil {
+		var now int64
+		if err := b.conn.QueryRow(ctx, `select "position", pending from trumpet.head()`).Scan(&now, &pending); err != nil {
 			return r, err
 		}
-		records = head - before.head
+		records = now - head
 		done = !pending && s.total.Load() >= records*int64(in.clients)
 		if err := errors.Join(s.failed(), sleep(ctx, 2*time.Millisecond)); err != nil {
 			return r, err
@@ -136,7 +131,7 @@ func (b *bench) ingest(ctx context.Context, in ingest, workers int, script strin
 		}
 	}
 	finished := time.Now()
-	if err := s.complete(before.head + records); err != nil {
+	if err := s.complete(head + records); err != nil {
 		return r, err
 	}
 	used, err := b.since(from)

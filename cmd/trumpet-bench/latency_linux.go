@@ -16,11 +16,7 @@ func measureLatency(ctx context.Context, binary string, clients, rate, seconds i
 		return err
 	}
 	defer func() { err = errors.Join(err, b.close()) }()
-	port, err := freePort()
-	if err != nil {
-		return err
-	}
-	w, err := b.startWorker(ctx, port)
+	w, err := b.startWorker(ctx)
 	if err != nil {
 		return err
 	}
@@ -86,17 +82,15 @@ func (b *bench) latencies(ctx context.Context, address string, a audience, rate,
 // listen connects an audience that is given all events from now on, of which there are none yet. head is where
 // the log ends.
 func (b *bench) listen(ctx context.Context, address string, a audience) (s *sink, head int64, err error) {
-	if err := b.conn.QueryRow(ctx, `select "position" from trumpet.head()`).Scan(&head); err != nil {
+	if _, head, err = b.head(ctx); err != nil {
 		return nil, 0, err
 	}
 	if s, err = dialSink(address, a); err != nil {
 		return nil, 0, err
 	}
 	s.begin(head)
-	for s.ready.Load() < int64(a.clients) {
-		if err := errors.Join(s.failed(), sleep(ctx, time.Millisecond)); err != nil {
-			return nil, 0, errors.Join(err, s.close())
-		}
+	if err := s.awaitReady(ctx); err != nil {
+		return nil, 0, errors.Join(err, s.close())
 	}
 	return s, head, nil
 }

@@ -352,7 +352,11 @@ type worker struct {
 
 // startWorker starts a worker that also hears the channel of the bare trigger, and waits until
 // it is ready.
-func (b *bench) startWorker(ctx context.Context, port int, flags ...string) (*worker, error) {
+func (b *bench) startWorker(ctx context.Context, flags ...string) (*worker, error) {
+	port, err := freePort()
+	if err != nil {
+		return nil, err
+	}
 	w := &worker{address: fmt.Sprintf("127.0.0.1:%d", port)}
 	w.cmd = exec.Command(b.binary, append([]string{
 		"serve", "--listen", w.address, "--channels", "bare", "--drain", "0s", "--log-level", "error",

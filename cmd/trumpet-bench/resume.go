@@ -45,11 +45,7 @@ func measureResume(ctx context.Context, binary string, clients, events int, sett
 		return err
 	}
 	// A worker that starts has only the newest records in memory.
-	port, err := freePort()
-	if err != nil {
-		return err
-	}
-	w, err := b.startWorker(ctx, port)
+	w, err := b.startWorker(ctx)
 	if err != nil {
 		return err
 	}
@@ -93,11 +89,7 @@ func mebibytes(n int64) string { return fmt.Sprintf("%d MiB", n>>20) }
 // writeHistory commits events, each in its own transaction, and returns the id before them, and
 // the last one's position.
 func (b *bench) writeHistory(ctx context.Context, events int) (since string, last int64, err error) {
-	port, err := freePort()
-	if err != nil {
-		return "", 0, err
-	}
-	w, err := b.startWorker(ctx, port)
+	w, err := b.startWorker(ctx)
 	if err != nil {
 		return "", 0, err
 	}

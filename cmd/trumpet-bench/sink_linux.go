@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -321,6 +322,16 @@ func (s *sink) pong() {
 		}
 		s.mu.Unlock()
 	}
+}
+
+// awaitReady returns when all connections were told that they are live.
+func (s *sink) awaitReady(ctx context.Context) error {
+	for s.ready.Load() < int64(len(s.conns)) {
+		if err := errors.Join(s.failed(), sleep(ctx, time.Millisecond)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // failed returns what went wrong so far.

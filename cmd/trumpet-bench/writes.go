@@ -40,11 +40,7 @@ func measureWrites(ctx context.Context, binary string, rounds, seconds int) (err
 	for _, workers := range []int{0, 1, 2} {
 		var attached []*worker
 		for range workers {
-			port, err := freePort()
-			if err != nil {
-				return err
-			}
-			w, err := b.startWorker(ctx, port)
+			w, err := b.startWorker(ctx)
 			if err != nil {
 				return err
 			}

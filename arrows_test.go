@@ -18,8 +18,9 @@ func TestArrows(t *testing.T) {
 	}{
 		"":               {nil, []string{"net/http", "github.com/", "golang.org/"}},
 		"/sql":           {nil, []string{"net/http"}},
-		"/pgbus":         {[]string{"", "/sql", "/pgbus/live"}, []string{"net/http", "github.com/coder/", "github.com/julienschmidt/"}},
+		"/pgbus":         {[]string{"", "/sql", "/pgbus/live", "/pgbus/wal"}, []string{"net/http", "github.com/coder/", "github.com/julienschmidt/"}},
 		"/pgbus/live":    {[]string{""}, []string{"net/http"}},
+		"/pgbus/wal":     {nil, []string{"net/http"}},
 		"/server/wire":   {[]string{""}, []string{"net", "github.com/jackc/"}},
 		"/server/hub":    {[]string{"", "/server/wire"}, []string{"net/http", "github.com/jackc/"}},
 		"/server/socket": {nil, []string{"github.com/jackc/"}},

@@ -19,6 +19,10 @@ func (s Subscription) Compile(t Table) (*Matcher, error) {
 			return nil, Refuse(ErrFilter, "topic %s has no column %s; it has %s", s.Topic, shown(c.Column), columnList(t.Columns))
 		}
 		column := &t.Columns[place]
+		if column.OldUnknown {
+			return nil, Refuse(ErrFilter, "topic %s cannot be filtered by %s: its table is watched by the WAL, where only the columns that identify a row "+
+				"are known before a change; the table's owner can run: alter table %s.%s replica identity full", s.Topic, shown(c.Column), t.Schema, t.Name)
+		}
 		if err := c.check(column); err != nil {
 			return nil, err
 		}

@@ -43,6 +43,9 @@ type Event struct {
 	Key json.RawMessage
 	New json.RawMessage
 	Old json.RawMessage
+	// Known is set for an update whose former row is not known whole (a table watched by the WAL
+	// without REPLICA IDENTITY FULL): what is known of it, the columns that identify the row. It is not on the wire.
+	Known json.RawMessage
 
 	// Data is a broadcast's JSON value, or a live query's result; nil for
 	// everything else.

@@ -17,6 +17,8 @@ type Column struct {
 	// A type that is not in pg_catalog must be written with its schema.
 	Type string
 	Kind Kind
+	// OldUnknown: events do not tell what it was before an update or a delete.
+	OldUnknown bool
 	// Labels are an enum's values. Without them a filter's values are not checked.
 	Labels []string
 }

@@ -307,6 +307,14 @@ type Status struct {
 	LiveRecomputes int64 // live aggregates read anew, because what changed could not be followed
 	LiveRepairs    int64 // live aggregates that were found to differ from their table
 
+	// The replication slot of the WAL capture as of the last heartbeat.
+	WALWanted   bool   // tables are watched by the WAL
+	WALSlot     string // "": there is none
+	WALState    string // pg_replication_slots.wal_status; "gone" if the server has no such slot
+	WALRetained int64  // bytes of WAL that it keeps from being removed
+	WALSafe     int64  // bytes that can be written until it is given up; -1: any number
+	WALLag      int64  // bytes between the WAL's end and what is confirmed
+
 	// QueueUsage is the part of Postgres's notification queue that is taken, from 0 to 1, as of
 	// the last heartbeat.
 	QueueUsage float64
@@ -320,6 +328,7 @@ type statusBoard struct {
 	duty      atomic.Bool
 	lastHeard atomic.Int64  // Unix nanoseconds
 	queue     atomic.Uint64 // bits of a float64
+	wal       atomic.Pointer[walPulse]
 
 	reconnects, events, steps, sequenced, gaps, logReads, forged, rewinds, malformed, dropped, pruned atomic.Int64
 }
@@ -354,6 +363,12 @@ func (b *Bus) Status() Status {
 		Dropped:    s.dropped.Load(),
 		Pruned:     s.pruned.Load(),
 		QueueUsage: math.Float64frombits(s.queue.Load()),
+	}
+	if w := s.wal.Load(); w != nil {
+		status.WALWanted, status.WALSlot, status.WALState, status.WALRetained, status.WALSafe = w.wanted, w.slot, w.status, w.retained, w.safe
+		if w.slot != "" {
+			status.WALLag = int64(w.end - w.confirmed)
+		}
 	}
 	if b.live != nil {
 		live := b.live.Status()

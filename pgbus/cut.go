@@ -159,12 +159,30 @@ func (b *Bus) makeCut(ctx context.Context, pool *pgxpool.Pool, tx pgx.Tx) (at tr
 	}
 	defer rollback(ctx, step)
 	var (
-		tag      int32
-		snapshot string
+		tag       int32
+		snapshot  string
+		upto, end *string
 	)
-	row := step.QueryRow(ctx, "select position, last_ordinal, tag, snapshot from trumpet.cut()")
-	if err := row.Scan(&at.Position, &at.Ordinal, &tag, &snapshot); err != nil {
+	// Without a position the WAL has to be read first, up to where it ends now. Whoever has the duty is woken
+	// by another session: a notification from this one would come with the commit.
+	row := step.QueryRow(ctx, "select coalesce(position, 0), coalesce(last_ordinal, 0), coalesce(tag, 0), snapshot, upto::text, wal::text from trumpet.cut()")
+	if err := row.Scan(&at.Position, &at.Ordinal, &tag, &snapshot, &upto, &end); err != nil {
 		return trumpet.EventID{}, fmt.Errorf("sequence: %w", err)
+	}
+	if upto != nil {
+		conn, err := b.acquire(ctx)
+		if err != nil {
+			return trumpet.EventID{}, err
+		}
+		_, err = conn.Exec(ctx, "select pg_notify($1, '')", channelWake)
+		conn.Release()
+		if err != nil {
+			return trumpet.EventID{}, fmt.Errorf("wake the sequencer: %w", err)
+		}
+		row := step.QueryRow(ctx, "select position, last_ordinal, tag from trumpet.cut_until($1::text::pg_snapshot, $2::text::pg_lsn)", *upto, *end)
+		if err := row.Scan(&at.Position, &at.Ordinal, &tag); err != nil {
+			return trumpet.EventID{}, fmt.Errorf("sequence: %w", err)
+		}
 	}
 	at.Tag = uint32(tag)
 	// Until the commit nobody else sequences.

@@ -19,6 +19,7 @@ type dutyHolder struct {
 	polling  bool            // wake-ups are off: it looks again soon in any case
 	holding  bool            // the wake-up lock
 	xmax     uint64          // of the newest snapshot
+	capture  *capture        // nil: this session only steps in place of whoever has the duty
 	outlived map[uint64]bool // transactions that were in progress through a whole watch
 }
 
@@ -109,6 +110,14 @@ func (d *dutyHolder) watch(ctx context.Context, transactions []uint64, soon <-ch
 func (d *dutyHolder) step(ctx context.Context) (sequenced int64, seen snapshot, err error) {
 	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
 	defer cancel()
+	if d.capture != nil && d.capture.slot != "" {
+		var held bool
+		if sequenced, seen, held, err = d.capture.step(ctx); err != nil {
+			return 0, snapshot{}, err
+		}
+		d.stepped(sequenced, seen, held)
+		return sequenced, seen, nil
+	}
 	query := "select sequenced, snapshot::text, sequenced > 0 and pg_try_advisory_lock(1953656176, 1) from trumpet.sequence()"
 	if d.holding {
 		query = "select sequenced, snapshot::text, false from trumpet.sequence()"
@@ -120,14 +129,21 @@ func (d *dutyHolder) step(ctx context.Context) (sequenced int64, seen snapshot, 
 	if err := d.conn.QueryRow(ctx, query).Scan(&sequenced, &text, &held); err != nil {
 		return 0, snapshot{}, fmt.Errorf("sequence: %w", err)
 	}
+	if seen, err = parseSnapshot(text); err != nil {
+		return 0, snapshot{}, err
+	}
+	d.stepped(sequenced, seen, held)
+	return sequenced, seen, nil
+}
+
+// stepped notes a step.
+func (d *dutyHolder) stepped(sequenced int64, seen snapshot, held bool) {
 	d.holding = d.holding || held
+	d.xmax = seen.xmax
 	d.bus.status.steps.Add(1)
 	if sequenced > 0 {
 		d.bus.status.sequenced.Add(sequenced)
 	}
-	seen, err = parseSnapshot(text)
-	d.xmax = seen.xmax
-	return sequenced, seen, err
 }
 
 // letGo lets the wake-up lock go, if it is held, and then returns the transactions in progress that

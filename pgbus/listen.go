@@ -29,6 +29,8 @@ type head struct {
 
 	live     string // the state of live queries' definitions
 	liveFree bool   // there are some, and nobody has the duty to run them
+
+	wal walPulse
 }
 
 // crowded reports whether the sequencer does not notify: trumpet.sequence has the same bound.
@@ -244,6 +246,7 @@ func (b *Bus) notified(n *pgconn.Notification, echo chan<- string) {
 // wake-up told of, and of positions that no notification brought.
 func (b *Bus) receive(ctx context.Context, conn *pgconn.PgConn) error {
 	next := time.Now().Add(b.config.Heartbeat)
+	var watched walWatch
 	for {
 		waitCtx, cancel := context.WithDeadline(ctx, next)
 		err := conn.WaitForNotification(waitCtx)
@@ -269,6 +272,7 @@ func (b *Bus) receive(ctx context.Context, conn *pgconn.PgConn) error {
 		if now.pending {
 			b.sequencer.lookNow()
 		}
+		b.watchWAL(&watched, now.wal)
 		if b.live != nil {
 			b.live.Heartbeat(now.live, now.liveFree)
 		}
@@ -345,8 +349,11 @@ const queueWarning = 0.1
 
 // readHead asks a session for the log's head.
 func readHead(ctx context.Context, conn *pgconn.PgConn) (head, error) {
-	row, err := askRow(ctx, conn, "select position, last_ordinal, tag, pending, pg_notification_queue_usage(), "+
-		"s.state, s.state not like '0:%' and pg_try_advisory_xact_lock_shared(1953656176, 6) from trumpet.head(), trumpet.live_state() s(state)")
+	row, err := askRow(ctx, conn, `select position, last_ordinal, tag, pending, pg_notification_queue_usage(),
+		s.state, s.state not like '0:%' and pg_try_advisory_xact_lock_shared(1953656176, 6),
+		w.wanted, w.slot, w.confirmed, w.wal, w.retained, w.safe, w.status,
+		case when w.wanted is not null then pg_try_advisory_xact_lock_shared(1953656176, 3) end
+		from trumpet.head(), trumpet.live_state() s(state) left join trumpet.wal_pulse() w on true`)
 	if err != nil {
 		return head{}, fmt.Errorf("read head: %w", err)
 	}
@@ -354,7 +361,8 @@ func readHead(ctx context.Context, conn *pgconn.PgConn) (head, error) {
 	ordinal, errO := strconv.ParseInt(row[1], 10, 32)
 	tag, errT := strconv.ParseInt(row[2], 10, 32)
 	queue, errQ := strconv.ParseFloat(row[4], 64)
-	if err := errors.Join(errP, errO, errT, errQ); err != nil {
+	pulse, errW := parsePulse(row[7:])
+	if err := errors.Join(errP, errO, errT, errQ, errW); err != nil {
 		return head{}, fmt.Errorf("read head: %w", err)
 	}
 	return head{
@@ -364,6 +372,8 @@ func readHead(ctx context.Context, conn *pgconn.PgConn) (head, error) {
 
 		live:     row[5],
 		liveFree: row[6] == "t",
+
+		wal: pulse,
 	}, nil
 }
 

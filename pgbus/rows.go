@@ -74,10 +74,14 @@ func (r *record) events() ([]trumpet.Event, error) {
 		case trumpet.OpDelete:
 			event.Old = before[i]
 		case trumpet.OpUpdate:
-			if event.Old, err = changedMembers(before[i], after[i]); err != nil {
+			var whole bool
+			if event.Old, whole, err = changedMembers(before[i], after[i]); err != nil {
 				return nil, err
 			}
-			if event.Old == nil {
+			switch {
+			case !whole:
+				event.Known = before[i]
+			case event.Old == nil:
 				continue
 			}
 		}
@@ -181,16 +185,17 @@ func pickMembers(object []byte, names [][]byte) (json.RawMessage, error) {
 }
 
 // changedMembers returns those members of before that have another value in after, or nil
-// if all are the same.
-func changedMembers(before, after []byte) (json.RawMessage, error) {
+// if all are the same; and whether before has as many members as after: the WAL may know less of it.
+func changedMembers(before, after []byte) (_ json.RawMessage, whole bool, _ error) {
 	old, err := splitObject(before)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	now, err := splitObject(after)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
+	whole = len(old) >= len(now)
 	var changed []byte
 	for i, m := range old {
 		same := false
@@ -213,9 +218,9 @@ func changedMembers(before, after []byte) (json.RawMessage, error) {
 		changed = appendMember(changed, m)
 	}
 	if changed == nil {
-		return nil, nil
+		return nil, whole, nil
 	}
-	return append(changed, '}'), nil
+	return append(changed, '}'), whole, nil
 }
 
 func appendMember(object []byte, m member) []byte {

@@ -118,15 +118,19 @@ func TestPairRowsFollowsTheKey(t *testing.T) {
 
 func TestChangedMembers(t *testing.T) {
 	t.Parallel()
-	for _, test := range []struct{ before, after, want string }{
-		{`{"a":1,"b":2}`, `{"a":1,"b":2}`, ``},
-		{`{"a":1,"b":2}`, `{"a":1,"b":3}`, `{"b":2}`},
-		{`{"a":null,"b":"x"}`, `{"a":0,"b":"y"}`, `{"a":null,"b":"x"}`},
-		{`{"a":1,"b":2}`, `{"b":2}`, `{"a":1}`}, // the column was dropped in between
-		{`{"b":2}`, `{"a":1,"b":2}`, ``},        // or added
+	for _, test := range []struct {
+		before, after, want string
+		whole               bool
+	}{
+		{`{"a":1,"b":2}`, `{"a":1,"b":2}`, ``, true},
+		{`{"a":1,"b":2}`, `{"a":1,"b":3}`, `{"b":2}`, true},
+		{`{"a":null,"b":"x"}`, `{"a":0,"b":"y"}`, `{"a":null,"b":"x"}`, true},
+		{`{"a":1,"b":2}`, `{"b":2}`, `{"a":1}`, true}, // the column was dropped in between
+		{`{"a":1}`, `{"a":1,"b":2}`, ``, false},       // only what identifies the row is known
+		{`{"a":1}`, `{"a":2,"b":2}`, `{"a":1}`, false},
 	} {
-		got, err := changedMembers([]byte(test.before), []byte(test.after))
-		if err != nil || string(got) != test.want {
+		got, whole, err := changedMembers([]byte(test.before), []byte(test.after))
+		if err != nil || string(got) != test.want || whole != test.whole {
 			t.Errorf("%s → %s: got %s, %v; want %s", test.before, test.after, got, err, test.want)
 		}
 	}

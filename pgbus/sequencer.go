@@ -3,6 +3,7 @@ package pgbus
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
 	"sync/atomic"
@@ -42,6 +43,11 @@ type sequencer struct {
 	// may not see it, where the log ended after the newest of these steps.
 	passes int
 	passed string
+
+	// walChanged: tables began or ceased to be watched by the WAL, or the slot is another.
+	walChanged atomic.Bool
+	// walStalled: whoever has the duty does not read the WAL.
+	walStalled atomic.Bool
 
 	// steps counts the sequencer's notifications that the listening session heard, and wokenAt is
 	// that count when it heard the newest wake-up: if it grew since, somebody sequences.
@@ -193,13 +199,13 @@ func (s *sequencer) passBy(ctx context.Context, d *dutyHolder) error {
 		return err
 	}
 	switch {
-	case sequenced <= 0:
+	case sequenced <= 0 && !(sequenced < 0 && s.walStalled.Load()):
 		return nil
 	case s.passed != cmp.Or(holder, strconv.FormatInt(before, 10)):
 		s.passes = 0
 	}
 	s.passes++
-	s.passed = cmp.Or(holder, strconv.FormatInt(before+sequenced, 10))
+	s.passed = cmp.Or(holder, strconv.FormatInt(before+max(sequenced, 0), 10))
 	if s.passes < maxPasses {
 		return nil
 	}
@@ -233,20 +239,35 @@ func (s *sequencer) hold(ctx context.Context, d *dutyHolder) error {
 	prune := pruner{bus: s.bus, conn: d.conn, due: true}
 	pruneTimer := time.NewTimer(0)
 	defer pruneTimer.Stop()
+	d.capture = newCapture(s.bus, d)
+	defer d.capture.close()
+	look := true
 	for {
-		stepped, err := d.stepUntilQuiet(ctx, s.soon)
-		if err != nil {
+		if s.walChanged.Swap(false) {
+			d.capture.due = true
+		}
+		if err := d.capture.tend(ctx); err != nil {
 			return err
 		}
-		if stepped {
-			prune.sequenced(pruneTimer)
+		if look {
+			stepped, err := d.stepUntilQuiet(ctx, s.soon)
+			if err != nil && !errors.Is(err, errBroken) { // the stream is opened again
+				return err
+			}
+			if stepped {
+				prune.sequenced(pruneTimer)
+			}
 		}
+		look = true
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-s.soon:
 		case <-s.now:
 		case <-poll:
+		case <-d.capture.timer.C:
+			d.capture.tick()
+			look = false
 		case <-pruneTimer.C:
 			if err := prune.run(ctx, pruneTimer); err != nil {
 				return err

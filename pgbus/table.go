@@ -122,7 +122,7 @@ func readDefinition(ctx context.Context, db queryer, topic string) (definition, 
 		       quote_ident(w."column"), format('%I.%I', w.schema_name, w.table_name), quote_ident(current_user),
 		       case when not has_schema_privilege(w.schema_name, 'usage') then quote_ident(w.schema_name) end,
 		       coalesce(has_column_privilege(w.relation, w.number::int2, 'select'), true), -- dropped just now
-		       coalesce(row_security_active(w.relation), false)
+		       coalesce(row_security_active(w.relation), false), not w.old_known
 		  from trumpet.watched_columns($1) w order by w.number`, topic)
 	if err != nil {
 		return definition{}, err
@@ -138,7 +138,7 @@ func readDefinition(ctx context.Context, db queryer, topic string) (definition, 
 	t := &d.table
 	_, err = pgx.ForEachRow(rows, []any{
 		&t.Schema, &t.Name, &t.Key, &d.picked, &column.Name, &column.Type, &virtual, &isEnum, &column.Labels,
-		&quotedColumn, &quoted, &role, &closedSchema, &readable, &d.rowSecurity,
+		&quotedColumn, &quoted, &role, &closedSchema, &readable, &d.rowSecurity, &column.OldUnknown,
 	}, func() error {
 		if virtual {
 			d.shown = append(d.shown, shownColumn{column.Name, "null as " + quotedColumn})

@@ -49,6 +49,9 @@ var (
 	descPosition    = describe("bus_position", "The log's position that this worker has reached.")
 	descSequencing  = describe("bus_sequencing", "1 while this worker has sequencer duty.")
 	descQueue       = describe("bus_queue_usage", "How much of Postgres's notification queue is taken, from 0 to 1.")
+	descWALRetained = describe("bus_wal_retained_bytes", "WAL that the replication slot keeps from being removed; missing without a slot.")
+	descWALLag      = describe("bus_wal_lag_bytes", "WAL that the slot's reader has not confirmed; missing without a slot.")
+	descWALSafe     = describe("bus_wal_safe_bytes", "WAL that can be written until Postgres gives the slot up (max_slot_wal_keep_size); missing if nothing bounds it.")
 	descReconnects  = describe("bus_reconnects_total", "How often the listening session was lost.")
 	descSteps       = describe("bus_steps_total", "Steps of the sequencer that this worker made.")
 	descSequenced   = describe("bus_sequenced_total", "Records that this worker gave a position.")
@@ -119,6 +122,13 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	gauge(descPosition, float64(bus.Head.Position))
 	gauge(descSequencing, flag(bus.Sequencing))
 	gauge(descQueue, bus.QueueUsage)
+	if bus.WALSlot != "" {
+		gauge(descWALRetained, float64(bus.WALRetained))
+		gauge(descWALLag, float64(bus.WALLag))
+		if bus.WALSafe >= 0 {
+			gauge(descWALSafe, float64(bus.WALSafe))
+		}
+	}
 	gauge(descLiveRunning, flag(bus.LiveRunning))
 	for desc, n := range map[*prometheus.Desc]int64{
 		descReconnects: bus.Reconnects, descSteps: bus.Steps, descSequenced: bus.Sequenced, descGaps: bus.Gaps,

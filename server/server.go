@@ -72,6 +72,13 @@ type BusStatus struct {
 	LiveRecomputes int64
 	LiveRepairs    int64
 
+	WALWanted   bool   // tables are watched by the WAL
+	WALSlot     string // the replication slot; "": there is none
+	WALState    string // as Postgres has it: reserved, extended, unreserved, lost; or gone
+	WALRetained int64  // bytes of WAL that it keeps from being removed
+	WALSafe     int64  // bytes that can be written until it is given up; -1: any number
+	WALLag      int64  // bytes of WAL that are not confirmed
+
 	QueueUsage float64 // of Postgres's notification queue, from 0 to 1
 }
 

@@ -19,6 +19,8 @@ type Watch struct {
 	Key     []string
 	Topic   string
 	MaxRows int
+	// Capture is triggers or wal.
+	Capture string
 }
 
 // String is the statement that watches the table, with everything quoted, as it is run
@@ -37,6 +39,9 @@ func (w Watch) String() string {
 	}
 	if w.MaxRows != 0 {
 		b.WriteString(", max_rows => " + strconv.Itoa(w.MaxRows))
+	}
+	if w.Capture != "" {
+		b.WriteString(", capture => " + literal(w.Capture))
 	}
 	b.WriteString(")")
 	return b.String()

@@ -246,7 +246,7 @@ func TestAnUpgradeKeepsWorkersRights(t *testing.T) {
 	pgtest.Exec(t, conn, "select trumpet.cut()")
 	pgtest.Exec(t, conn, "select trumpet.watched_columns('jobs')")
 	var pg *pgconn.PgError
-	if _, err := conn.Exec(t.Context(), "select trumpet.step(true)"); !errors.As(err, &pg) || pg.Code != "42501" {
+	if _, err := conn.Exec(t.Context(), "select trumpet.step(true, null)"); !errors.As(err, &pg) || pg.Code != "42501" {
 		t.Errorf("a worker may call trumpet.step: %v", err)
 	}
 }

@@ -19,18 +19,23 @@ func newWatch(io streams) *cobra.Command {
 	command := &cobra.Command{
 		Use:   "watch TABLE",
 		Short: "Make a table's changes events",
-		Long: `Make a table's changes events, from now on, by statement triggers on it.
+		Long: `Make a table's changes events, from now on: by statement triggers on it, or, with --capture wal,
+read from the write-ahead log, which costs its writers nothing and needs wal_level = logical.
 
 TABLE is spelled as in SQL: jobs, app.jobs, '"Odd Name"'. For a partitioned table name the
 whole table. Watching again replaces the settings. Writers wait while the triggers are put on.`,
 		Example: `  trumpet watch jobs
   trumpet watch jobs --columns id,status,technician --max-rows 500
+  trumpet watch measurements --capture wal
   trumpet watch app.visits --topic visits --print >> migrations/0042_watch_visits.sql`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			watch.Table = args[0]
 			if c.Flags().Changed("max-rows") && watch.MaxRows < 1 {
 				return usageError{fmt.Errorf("--max-rows %d: at least 1", watch.MaxRows)}
+			}
+			if c.Flags().Changed("capture") && watch.Capture != "triggers" && watch.Capture != "wal" {
+				return usageError{fmt.Errorf("--capture %q: triggers or wal", watch.Capture)}
 			}
 			if c.Flags().Changed("topic") {
 				if err := trumpet.ValidTopic(watch.Topic); err != nil {
@@ -57,6 +62,7 @@ whole table. Watching again replaces the settings. Writers wait while the trigge
 	flags.StringSliceVar(&watch.Key, "key", nil, "the `columns` that identify a row; \"\" for none (default the primary key)")
 	flags.StringVar(&watch.Topic, "topic", "", "the `topic` of the events (default the table's name, with its schema if that is not public)")
 	flags.IntVar(&watch.MaxRows, "max-rows", 0, "a statement that touches more than `n` rows is one bulk event (default 1000)")
+	flags.StringVar(&watch.Capture, "capture", "", "`how`: triggers, or wal (default triggers)")
 	flags.BoolVar(&print, "print", false, "print the SQL instead of running it")
 	return command
 }

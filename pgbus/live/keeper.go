@@ -286,7 +286,7 @@ func (k *keeper) apply(e *trumpet.Event) error {
 		}
 		return k.change(&k.next, n, at)
 	case trumpet.OpUpdate:
-		if k.row.ParseOver(e.New, e.Old) != nil {
+		if e.Known != nil && k.row.Parse(e.Known) != nil || e.Known == nil && k.row.ParseOver(e.New, e.Old) != nil {
 			return errGone
 		}
 		if err := p.contributionOf(&k.row, &k.old); err != nil {

@@ -170,7 +170,11 @@ func (g *glance) rows(e *trumpet.Event) (hasOld, hasNew bool) {
 		hasOld = g.old.Parse(e.Old) == nil
 	case trumpet.OpUpdate:
 		hasNew = g.new.Parse(e.New) == nil
-		hasOld = hasNew && g.old.ParseOver(e.New, e.Old) == nil
+		if e.Known != nil {
+			hasOld = hasNew && g.old.Parse(e.Known) == nil // other columns are gone, as filters see it
+		} else {
+			hasOld = hasNew && g.old.ParseOver(e.New, e.Old) == nil
+		}
 	}
 	return hasOld, hasNew
 }

@@ -169,11 +169,31 @@ func start(t *testing.T, url, worker string, change func(*pgbus.Config)) (bus *p
 // database makes a migrated database with a watched table.
 func database(t *testing.T) (url string, conn *pgx.Conn) {
 	t.Helper()
-	url = pgtest.Migrated(t)
+	return capturedDatabase(t, "triggers")
+}
+
+// capturedDatabase watches by the WAL, if asked to, on a server of its own: a slot waits for all who write
+// to a server.
+func capturedDatabase(t *testing.T, capture string) (url string, conn *pgx.Conn) {
+	t.Helper()
+	if capture == "wal" {
+		_, url = pgtest.StartMigrated(t, nil)
+	} else {
+		url = pgtest.Migrated(t)
+	}
 	conn = pgtest.Connect(t, url)
 	pgtest.Exec(t, conn, "create table jobs (id int primary key, version int not null default 0, note text)")
-	pgtest.Exec(t, conn, "select trumpet.watch('jobs')")
+	if capture == "wal" {
+		pgtest.Exec(t, conn, "alter table jobs replica identity full")
+	}
+	pgtest.Exec(t, conn, "select trumpet.watch('jobs', capture => '"+capture+"')")
 	return url, conn
+}
+
+// waitForSlot waits until the WAL is read.
+func waitForSlot(t *testing.T, conn *pgx.Conn) {
+	t.Helper()
+	waitFor(t, conn, "select exists (select from trumpet.wal_slot w join pg_replication_slots s on s.slot_name = w.name and s.active)")
 }
 
 func describe(events []trumpet.Event) []string {

@@ -36,8 +36,15 @@ func (d *dutyHolder) stepUntilQuiet(ctx context.Context, soon <-chan struct{}) (
 			return stepped, err
 		}
 		if sequenced < 0 { // somebody else is at it, and may have looked before the newest commit
-			if err := sleep(ctx, turnPause); err != nil {
-				return stepped, err
+			timer := time.NewTimer(turnPause)
+			select {
+			case <-ctx.Done():
+			case <-soon: // a cut waits for the WAL to be read
+			case <-timer.C:
+			}
+			timer.Stop()
+			if ctx.Err() != nil {
+				return stepped, ctx.Err()
 			}
 			turnPause = min(2*turnPause, turnPauseMax)
 			continue

@@ -276,7 +276,7 @@ func TestAtRest(t *testing.T) {
 		t.Fatal(err)
 	}
 	skip := len(logged)
-	heartbeat := regexp.MustCompile(`(?m)^trumpet listen w([12])\|LOG:  statement: select position, last_ordinal, tag, pending, pg_notification_queue_usage\(\), s.state, s.state not like '0:%' and pg_try_advisory_xact_lock_shared\(1953656176, 6\) from trumpet.head\(\), trumpet.live_state\(\) s\(state\)$`)
+	heartbeat := regexp.MustCompile(`(?m)^trumpet listen w([12])\|LOG:  statement: select position, last_ordinal, tag, pending, pg_notification_queue_usage\(\), s.state, s.state not like '0:%' and pg_try_advisory_xact_lock_shared\(1953656176, 6\), w\..* from trumpet.head\(\), trumpet.live_state\(\) s\(state\) left join trumpet.wal_pulse\(\) w on true$`)
 	waitUntil(t, "six heartbeats of each worker", func() bool {
 		if logged, err = os.ReadFile(server.Log()); err != nil {
 			t.Fatal(err)

@@ -349,11 +349,10 @@ const queueWarning = 0.1
 
 // readHead asks a session for the log's head.
 func readHead(ctx context.Context, conn *pgconn.PgConn) (head, error) {
-	row, err := askRow(ctx, conn, `select position, last_ordinal, tag, pending, pg_notification_queue_usage(),
-		s.state, s.state not like '0:%' and pg_try_advisory_xact_lock_shared(1953656176, 6),
-		w.wanted, w.slot, w.confirmed, w.wal, w.retained, w.safe, w.status,
-		case when w.wanted is not null then pg_try_advisory_xact_lock_shared(1953656176, 3) end
-		from trumpet.head(), trumpet.live_state() s(state) left join trumpet.wal_pulse() w on true`)
+	row, err := askRow(ctx, conn, "select position, last_ordinal, tag, pending, pg_notification_queue_usage(), "+
+		"s.state, s.state not like '0:%' and pg_try_advisory_xact_lock_shared(1953656176, 6), "+
+		"w.wanted, w.slot, w.confirmed, w.wal, w.retained, w.safe, w.status, case when w.wanted is not null then pg_try_advisory_xact_lock_shared(1953656176, 3) end "+
+		"from trumpet.head(), trumpet.live_state() s(state) left join trumpet.wal_pulse() w on true")
 	if err != nil {
 		return head{}, fmt.Errorf("read head: %w", err)
 	}

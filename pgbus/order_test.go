@@ -203,12 +203,24 @@ func waitFor(t *testing.T, conn *pgx.Conn, condition string) {
 // in one order, each row's versions in sequence, and transactions whole.
 func TestOrderUnderFire(t *testing.T) {
 	t.Parallel()
+	for _, capture := range []string{"triggers", "wal"} {
+		t.Run(capture, func(t *testing.T) {
+			t.Parallel()
+			testOrderUnderFire(t, capture)
+		})
+	}
+}
+
+func testOrderUnderFire(t *testing.T, capture string) {
 	seed := time.Now().UnixNano()
 	t.Logf("seed %d", seed)
-	url, conn := database(t)
+	url, conn := capturedDatabase(t, capture)
 	pgtest.Exec(t, conn, "insert into jobs (id) select g from generate_series(1, 20) g")
 	_, r1, _ := start(t, url, "w1", nil)
 	_, r2, _ := start(t, url, "w2", nil)
+	if capture == "wal" {
+		waitForSlot(t, conn)
+	}
 
 	var writers sync.WaitGroup
 	for w := range 6 {
@@ -224,7 +236,7 @@ func TestOrderUnderFire(t *testing.T) {
 				return
 			case <-time.After(time.Duration(20+random.IntN(150)) * time.Millisecond):
 			}
-			victim := []string{"trumpet listen%", "trumpet sequencer%"}[random.IntN(2)]
+			victim := []string{"trumpet listen%", "trumpet sequencer%", "trumpet wal%"}[random.IntN(3)]
 			_, err := conn.Exec(t.Context(), `select pg_terminate_backend(pid) from pg_stat_activity
 				where datname = current_database() and application_name like $1 order by random() limit 1`, victim)
 			if err != nil {
@@ -252,7 +264,7 @@ func TestOrderUnderFire(t *testing.T) {
 	// Each row's version goes up by one from event to event, and ends where the table is.
 	versions := make(map[string]int)
 	for _, e := range one {
-		if e.Topic != "jobs" || e.Op == trumpet.OpInsert {
+		if e.Topic != "jobs" || e.Op != trumpet.OpUpdate {
 			continue
 		}
 		var version int

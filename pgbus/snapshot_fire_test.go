@@ -34,7 +34,7 @@ func (r rowsByKey) take(row json.RawMessage, only string) {
 
 // apply does what an event says, where only rows with that note are wanted.
 func (r rowsByKey) apply(e trumpet.Event, only string) {
-	if e.Topic != "jobs" {
+	if e.Topic != "jobs" || e.Op == trumpet.OpBulk { // a slot's first event
 		return
 	}
 	if e.Op == trumpet.OpTruncate {
@@ -58,11 +58,23 @@ func (r rowsByKey) apply(e trumpet.Event, only string) {
 // events after it becomes what the table is in the end. So does one with a filter.
 func TestSnapshotsUnderFire(t *testing.T) {
 	t.Parallel()
+	for _, capture := range []string{"triggers", "wal"} {
+		t.Run(capture, func(t *testing.T) {
+			t.Parallel()
+			testSnapshotsUnderFire(t, capture)
+		})
+	}
+}
+
+func testSnapshotsUnderFire(t *testing.T, capture string) {
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
-	url, conn := database(t)
+	url, conn := capturedDatabase(t, capture)
 	one, r, _ := start(t, url, "w1", nil)
 	two, _, _ := start(t, url, "w2", nil)
+	if capture == "wal" {
+		waitForSlot(t, conn)
+	}
 
 	var writers, readers sync.WaitGroup
 	for w := range 5 {

@@ -53,7 +53,7 @@ func openStream(ctx context.Context, b *Bus, slot string, from pglogrepl.LSN, ta
 		return nil, err
 	}
 	// As trumpet.capture() has it: pgoutput writes values with the settings of its session.
-	if _, err := conn.Exec(ctx, longLived+`set timezone = 'UTC'; set intervalstyle = 'postgres'; set datestyle = 'ISO, MDY';
+	if _, err := conn.Exec(ctx, longLived+`set search_path = pg_catalog, pg_temp; set timezone = 'UTC'; set intervalstyle = 'postgres'; set datestyle = 'ISO, MDY';
 		set bytea_output = 'hex'; set extra_float_digits = 1`).ReadAll(); err != nil {
 		closeConn(conn)
 		return nil, fmt.Errorf("set up session: %w", err)

@@ -3,7 +3,6 @@ package wal
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -76,6 +75,7 @@ func (d *Decoder) Decode(ctx context.Context, at pglogrepl.LSN, data []byte) (*T
 	switch m := message.(type) {
 	case *pglogrepl.RelationMessage:
 		d.relations[m.RelationID] = newRelation(m)
+		d.types.Forget() // the table was altered, and with it perhaps a type
 		return nil, nil
 	case *pglogrepl.BeginMessage:
 		d.began = m
@@ -129,24 +129,9 @@ func newRelation(m *pglogrepl.RelationMessage) *relation {
 		full:       m.ReplicaIdentity == 'f',
 	}
 	for _, c := range m.Columns {
-		member, err := jsonString(c.Name)
-		if err != nil {
-			panic(err) // a string
-		}
-		r.columns = append(r.columns, column{name: c.Name, member: append(member, ':'), oid: c.DataType, identity: c.Flags&1 != 0})
+		r.columns = append(r.columns, column{name: c.Name, member: append(appendJSONString(nil, []byte(c.Name)), ':'), oid: c.DataType, identity: c.Flags&1 != 0})
 	}
 	return r
-}
-
-// jsonString quotes a name as Postgres does: with nothing escaped that need not be.
-func jsonString(text string) ([]byte, error) {
-	var b bytes.Buffer
-	encoder := json.NewEncoder(&b)
-	encoder.SetEscapeHTML(false)
-	if err := encoder.Encode(text); err != nil {
-		return nil, err
-	}
-	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), nil
 }
 
 // relation returns what is known of one, with the table that it is, or belongs to.
@@ -189,7 +174,7 @@ func (d *Decoder) resolve(ctx context.Context, r *relation) error {
 		return nil
 	}
 	rows, err := d.db.Query(ctx, `
-		select coalesce(pg_catalog.pg_partition_root(c.oid), c.oid),
+		select coalesce(pg_catalog.pg_partition_root(c.oid)::oid, c.oid),
 		       exists (select from pg_catalog.pg_publication_rel r join pg_catalog.pg_publication p on p.oid = r.prpubid
 		                where p.pubname = 'trumpet' and r.prrelid = c.oid)
 		  from pg_catalog.pg_class c where c.oid = $1`, r.id)

@@ -110,7 +110,7 @@ func (s typeSpec) delimited(by string) typeSpec { s.delimiter = by; return s }
 
 func (s typeSpec) onlyPostgres() typeSpec { s.cast = true; return s }
 
-// array is of the type's arrays; is a name for them if it is not the usual one.
+// array makes of the type that of its arrays, or of a domain over them, by its name.
 func (s typeSpec) array(name string) typeSpec {
 	return typeSpec{name: name, texts: arraysOf(s.texts, s.delimiter), delimiter: s.delimiter, cast: s.cast}
 }
@@ -241,7 +241,7 @@ func jsonTexts(anyText *rapid.Generator[string], jsonb bool) *rapid.Generator[st
 
 // renderSpecs are all types that the property is about. Generators are not safe for concurrent use, so
 // that each caller gets its own.
-func renderSpecs(hstore bool) []typeSpec {
+func renderSpecs(contrib bool) []typeSpec {
 	anyRune := rapid.OneOf(
 		rapid.SampledFrom([]rune("\"\\{}(),;:[]=' NULLnull/<>&\b\f\n\r\t\v\x01\x1f\x7f\u0080\u0085\u00a0üß€\u2028\u2029\ufeff\ufffd😀\U0010ffff")),
 		rapid.Rune().Filter(func(r rune) bool { return r > 0 && utf8.ValidRune(r) }),
@@ -342,11 +342,11 @@ func renderSpecs(hstore bool) []typeSpec {
 		spec("our.shouted", sampled("a", `b "c"`, "d,e")).onlyPostgres(),
 		spec("our.shouted_domain", sampled("a", `b "c"`, "d,e")).onlyPostgres(),
 	}
-	if hstore {
+	if contrib {
 		texts := rapid.OneOf(sampled(`a=>1, "b c"=>NULL, "\"q\""=>"x\\y"`, ""), rapid.Map(shortText, func(s string) string {
 			return `k=>"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(s) + `"`
 		}))
-		scalars = append(scalars, spec("our.hstore", texts).onlyPostgres(), spec("our.settings", texts).onlyPostgres())
+		scalars = append(scalars, spec("our.hstore", texts).onlyPostgres(), spec("our.settings", texts).onlyPostgres(), spec("our.citext", anyText))
 	}
 	specs := slices.Clone(scalars)
 	for _, s := range scalars {
@@ -382,19 +382,23 @@ func renderSpecs(hstore bool) []typeSpec {
 	)
 }
 
-// renderDatabase makes a database with the types of tests, and says whether hstore is there.
-func renderDatabase(t testing.TB) (url string, conn *pgx.Conn, hstore bool) {
+// renderDatabase makes a database with the types of tests, and says whether those of contrib modules are
+// there, which not every Postgres has.
+func renderDatabase(t testing.TB) (url string, conn *pgx.Conn, contrib bool) {
 	t.Helper()
 	url = pgtest.New(t)
 	conn = renderConn(t, url, nil)
 	pgtest.Exec(t, conn, ours(renderTypes))
-	if err := conn.QueryRow(t.Context(), "select exists (select from pg_available_extensions where name = 'hstore')").Scan(&hstore); err != nil {
+	if err := conn.QueryRow(t.Context(), "select count(*) = 2 from pg_available_extensions where name in ('hstore', 'citext')").Scan(&contrib); err != nil {
 		t.Fatal(err)
 	}
-	if hstore {
-		pgtest.Exec(t, conn, ours(`create extension hstore schema "o""ur 'schema"; create domain our.settings as our.hstore`))
+	if contrib {
+		pgtest.Exec(t, conn, ours(`
+			create extension hstore schema "o""ur 'schema";
+			create extension citext schema "o""ur 'schema";
+			create domain our.settings as our.hstore`))
 	}
-	return url, conn, hstore
+	return url, conn, contrib
 }
 
 func typeOID(t testing.TB, conn *pgx.Conn, name string) (oid uint32) {
@@ -408,13 +412,13 @@ func typeOID(t testing.TB, conn *pgx.Conn, name string) (oid uint32) {
 // Whatever a value is, its text is rendered to the bytes that row_to_json() gives for it.
 func TestRenderAsPostgresDoes(t *testing.T) {
 	t.Parallel()
-	url, _, hstore := renderDatabase(t)
+	url, _, contrib := renderDatabase(t)
 	for half := range 2 {
 		t.Run(fmt.Sprint("half ", half), func(t *testing.T) {
 			t.Parallel()
 			conn := renderConn(t, url, nil)
 			elsewhere := renderConn(t, url, map[string]string{"search_path": ""}) // types are found wherever they are
-			specs := renderSpecs(hstore)
+			specs := renderSpecs(contrib)
 			oids := make([]uint32, len(specs))
 			for i, s := range specs {
 				oids[i] = typeOID(t, conn, s.name)

@@ -10,9 +10,9 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// Querier is what reading the catalog and asking Postgres for JSON need: a connection, a pool or a
-// transaction. Its session has the settings that the texts were written with, because what Postgres
-// renders depends on them as well.
+// Querier is what reading the catalog and asking Postgres for JSON need: a connection or a pool. Its
+// session has the settings that the texts were written with, because what Postgres renders depends on
+// them as well.
 type Querier interface {
 	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
 }
@@ -259,7 +259,7 @@ func buildType(oid uint32, catalog map[uint32]typeRow, built map[uint32]*typeInf
 
 // Cast renders texts of types for which AppendJSON gave ErrCast, by asking Postgres. All fail if
 // one of them does. ErrType means that Postgres refuses one of them, or that the type was dropped or
-// has another name now. The database must not be in a transaction, which a refusal would end.
+// has another name now. It must not be within a transaction, which a refusal would end.
 //
 // Postgres reads each text as a value again. Where domains are within arrays or composites it checks
 // their constraints, which a value may break that is older than the constraint.

@@ -75,7 +75,7 @@ func (d *Decoder) Decode(ctx context.Context, at pglogrepl.LSN, data []byte) (*T
 	switch m := message.(type) {
 	case *pglogrepl.RelationMessage:
 		d.relations[m.RelationID] = newRelation(m)
-		d.types.Forget() // the table was altered, and with it perhaps a type
+		d.forget() // the table was altered, and with it perhaps a type
 		return nil, nil
 	case *pglogrepl.BeginMessage:
 		d.began = m
@@ -167,6 +167,14 @@ func (d *Decoder) relation(ctx context.Context, id uint32) (*relation, error) {
 	return r, nil
 }
 
+// forget has everything asked for again that the catalog says.
+func (d *Decoder) forget() {
+	d.types.Forget()
+	for _, r := range d.relations {
+		r.resolved = false
+	}
+}
+
 // resolve finds the table of a relation.
 func (d *Decoder) resolve(ctx context.Context, r *relation) error {
 	r.table, r.isPartition, r.lost = d.tables[r.id], false, false
@@ -213,9 +221,7 @@ func (d *Decoder) row(ctx context.Context, at pglogrepl.LSN, id uint32, op strin
 			return err
 		}
 		d.tables, d.changed = tables, true
-		for _, r := range d.relations {
-			r.resolved = r.isSettings
-		}
+		d.forget()
 		d.builder.cut()
 		return nil
 	case r.lost:
@@ -230,8 +236,7 @@ func (d *Decoder) row(ctx context.Context, at pglogrepl.LSN, id uint32, op strin
 	oldRow, newRow, err := d.render(ctx, r, op, before, after)
 	if errors.Is(err, ErrType) {
 		// The catalog was read before or after the type was altered.
-		d.types.Forget()
-		r.resolved = false
+		d.forget()
 		if r, err = d.relation(ctx, id); err != nil {
 			return err
 		}

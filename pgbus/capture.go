@@ -427,8 +427,8 @@ func (c *capture) readUpTo(ctx context.Context, end pglogrepl.LSN, unflushed boo
 			continue
 		}
 		if unflushed && time.Since(began) > flushAfter {
-			// A transaction with an id of its own: its commit flushes what is before.
-			if _, err := c.d.conn.Exec(ctx, "select pg_current_xact_id()"); err != nil {
+			// A transaction that writes something: its commit flushes what is before.
+			if _, err := c.d.conn.Exec(ctx, "select pg_logical_emit_message(true, 'trumpet flush', '')"); err != nil {
 				return 0, fmt.Errorf("flush the WAL: %w", err)
 			}
 			unflushed = false

@@ -190,9 +190,9 @@ func (r *run) readTruth(ctx context.Context) error {
 			return err
 		}
 		var xid, token string
-		var events int
+		var events []int
 		_, err = pgx.ForEachRow(rows, []any{&xid, &token, &events}, func() error {
-			r.transactions[xid] = transaction{token, events, strings.HasPrefix(token, "marker ")}
+			r.transactions[xid] = transaction{token, slices.Clone(events), strings.HasPrefix(token, "marker ")}
 			return nil
 		})
 		return err

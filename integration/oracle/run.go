@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -26,6 +27,9 @@ type Config struct {
 	// Duration is how long storms last, together; default 20 s. Each is at most Round long, by default
 	// 45 s, and ends in a rest, at which everything is compared.
 	Duration, Round time.Duration
+	// Capture is how tables are watched: triggers, which is the default; wal; or mixed: jobs by the WAL,
+	// and customers by triggers.
+	Capture string
 	// Workers, Clients, Boards and Writers: how many; default 2, 20, 10 and 3. Boards are clients with
 	// filters and snapshots.
 	Workers, Clients, Boards, Writers int
@@ -34,7 +38,7 @@ type Config struct {
 	// Calm is how long nothing is broken between two faults, at the most; default 3 s. A fault that
 	// has a length is at most Longest long; default 12 s.
 	Calm, Longest time.Duration
-	// Faults are the kinds to choose from; default all. Empty but not nil: none.
+	// Faults are the kinds to choose from; default all that the capture can have. Empty but not nil: none.
 	Faults []string
 	// LiveWithin is the bound of I8; default 5 s.
 	LiveWithin time.Duration
@@ -86,8 +90,11 @@ func (c Config) withDefaults() Config {
 	if c.manner == nil {
 		c.manner = mannerOf
 	}
+	if c.Capture == "" {
+		c.Capture = Captures()[0]
+	}
 	if c.Faults == nil {
-		c.Faults = Kinds()
+		c.Faults = Kinds(c.Capture)
 	}
 	return c
 }
@@ -99,9 +106,15 @@ func (c Config) validate() error {
 	if c.Duration < 0 || c.Round < 0 || c.Pace < 0 || c.Workers < 0 || c.Clients < 0 || c.Boards < 0 || c.Writers < 0 {
 		return errors.New("configure oracle: nothing can be negative")
 	}
+	if byWAL[c.Capture] == nil {
+		return fmt.Errorf("configure oracle: no capture is called %q", c.Capture)
+	}
 	for _, kind := range c.Faults {
 		if _, ok := faults[kind]; !ok {
 			return fmt.Errorf("configure oracle: no fault is called %q", kind)
+		}
+		if !slices.Contains(Kinds(c.Capture), kind) {
+			return fmt.Errorf("configure oracle: %s needs tables that are watched by the WAL", kind)
 		}
 	}
 	return nil
@@ -133,6 +146,9 @@ type run struct {
 	// Of the rests alone:
 	checked      trumpet.EventID        // the log was compared with what was committed up to here
 	transactions map[string]transaction // by xid: committed, and not found in the log yet
+	slot         string                 // the one that there was at the last rest
+	slots        int                    // how many there were
+	begins       map[string]int         // by topic: bulk events of slots that began
 }
 
 // rng is a source of choices of its own for each that makes any, all from the seed.
@@ -147,13 +163,13 @@ func Run(ctx context.Context, config Config) (Report, error) {
 	}
 	r := &run{config: config, begun: time.Now(), lastRest: make(chan struct{}), rest: make(chan struct{})}
 	r.marked.changed = make(chan struct{})
-	r.transactions = map[string]transaction{}
+	r.transactions, r.begins = map[string]transaction{}, map[string]int{}
 	err := r.all(ctx)
 	return r.report(), err
 }
 
 func (r *run) all(ctx context.Context) (err error) {
-	if r.db, err = openDatabase(ctx); err != nil {
+	if r.db, err = openDatabase(ctx, r.config.Capture); err != nil {
 		return err
 	}
 	r.fetcher = newFetcher(r.db)
@@ -173,6 +189,9 @@ func (r *run) all(ctx context.Context) (err error) {
 			return err
 		}
 		r.stations = append(r.stations, s)
+	}
+	if err := r.awaitCapture(ctx); err != nil {
+		return err
 	}
 	for i := range r.config.Writers {
 		r.writers = append(r.writers, &writer{run: r, name: fmt.Sprintf("w%d", i), rng: r.rng(10 + uint64(i))})
@@ -269,7 +288,7 @@ func (r *run) mark(ctx context.Context) (n int64, err error) {
 		n = r.markers.Add(1)
 		var batch pgx.Batch
 		batch.Queue("select trumpet.broadcast($1, to_jsonb($2::bigint))", markers, n)
-		batch.Queue(note, fmt.Sprintf("marker %d", n), 1)
+		batch.Queue(note, fmt.Sprintf("marker %d", n), []int{1})
 		err := r.db.pool.SendBatch(ctx, &batch).Close()
 		if err != nil {
 			r.db.pool.Reset() // the others may be as dead as this one

@@ -107,36 +107,36 @@ const note = "insert into committed (token, events) values ($1, $2)"
 func (w *writer) ordinary(ctx, storm context.Context, token string) error {
 	long := w.rng.IntN(40) == 0
 	return pgx.BeginTxFunc(ctx, w.conn, pgx.TxOptions{IsoLevel: levels[w.rng.IntN(len(levels))]}, func(tx pgx.Tx) error {
-		events := 0
+		did := newAccount(w.run.config.Capture)
 		for i := range 1 + w.rng.IntN(4) {
 			if long {
 				pause(storm, time.Duration(w.rng.IntN(1000))*time.Millisecond)
 			}
-			n, err := w.step(ctx, tx, fmt.Sprintf("%s.%d", token, i)) // no two statements write the same
-			if err != nil {
+			// No two statements write the same, and what each wrote tells which it was.
+			if err := w.step(ctx, tx, fmt.Sprintf("%s.%d", token, i), &did); err != nil {
 				return err
 			}
-			events += n
 		}
 		if w.rng.IntN(4) == 0 {
 			return errAbort
 		}
-		_, err := tx.Exec(ctx, note, token, events)
+		_, err := tx.Exec(ctx, note, token, did.total())
 		return err
 	})
 }
 
 // step is a statement, or one in a savepoint.
-func (w *writer) step(ctx context.Context, tx pgx.Tx, token string) (events int, err error) {
+func (w *writer) step(ctx context.Context, tx pgx.Tx, token string, did *account) error {
 	if w.rng.IntN(4) > 0 {
-		return w.statement(ctx, tx, token)
+		return w.statement(ctx, tx, token, did)
 	}
 	abort := w.rng.IntN(2) == 0
 	if abort {
 		token += rolledBack
 	}
-	err = pgx.BeginFunc(ctx, tx, func(savepoint pgx.Tx) error {
-		if events, err = w.statement(ctx, savepoint, token); err != nil {
+	before := did.clone()
+	err := pgx.BeginFunc(ctx, tx, func(savepoint pgx.Tx) error {
+		if err := w.statement(ctx, savepoint, token, did); err != nil {
 			return err
 		}
 		if abort {
@@ -145,9 +145,10 @@ func (w *writer) step(ctx context.Context, tx pgx.Tx, token string) (events int,
 		return nil
 	})
 	if errors.Is(err, errAbort) {
-		return 0, nil
+		*did = before
+		return nil
 	}
-	return events, err
+	return err
 }
 
 // rolledBack marks what no client may ever see.
@@ -161,7 +162,7 @@ func (w *writer) tiny(ctx context.Context, token string) error {
 	} else {
 		batch.Queue("select trumpet.broadcast('dispatch', to_jsonb($1::text))", token)
 	}
-	batch.Queue(note, token, 1)
+	batch.Queue(note, token, []int{1})
 	return w.conn.SendBatch(ctx, &batch).Close()
 }
 
@@ -176,11 +177,11 @@ func (w *writer) prepared(ctx, storm context.Context, token string) error {
 		if _, err := tx.Exec(ctx, "set local trumpet.wake = off"); err != nil {
 			return err
 		}
-		events, err := w.statement(ctx, tx, token)
-		if err != nil {
+		did := newAccount(w.run.config.Capture)
+		if err := w.statement(ctx, tx, token, &did); err != nil {
 			return err
 		}
-		_, err = tx.Exec(ctx, note, token, events)
+		_, err = tx.Exec(ctx, note, token, did.total())
 		return err
 	}()
 	if err != nil {

@@ -60,7 +60,7 @@ type madeSlot struct {
 const (
 	// captureTick is how often a reader at rest reports to the server: whoever else looks takes it for
 	// stuck if it does not.
-	captureTick = 2 * time.Second
+	captureTick = time.Second
 	// pauses after something failed: doubled each time.
 	capturePauseMin, capturePauseMax = 100 * time.Millisecond, time.Minute
 	// maxStreamFails is how often a stream may fail without a transaction read before its slot is given up.

@@ -47,7 +47,7 @@ func parsePulse(row []string) (walPulse, error) {
 const (
 	// stalledBeats is after how many heartbeats a slot whose reader has confirmed nothing, though there was
 	// something to read, is taken for stuck.
-	stalledBeats = 3
+	stalledBeats = 2
 	// retainedWarning is how much WAL a slot may retain without a word where nothing bounds it.
 	retainedWarning = 1 << 30
 )

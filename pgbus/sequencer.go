@@ -176,7 +176,7 @@ func (s *sequencer) serve(ctx context.Context) error {
 
 // passBy steps in place of whoever has the duty. If that session did nothing for some rounds though
 // there was something to do, its process is frozen or its machine is gone: Postgres is asked to end it,
-// so that the duty is free.
+// so that the duty is free. With the WAL capture nobody else can step, but for what has been read already.
 func (s *sequencer) passBy(ctx context.Context, d *dutyHolder) error {
 	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
 	defer cancel()
@@ -199,7 +199,7 @@ func (s *sequencer) passBy(ctx context.Context, d *dutyHolder) error {
 		return err
 	}
 	switch {
-	case sequenced <= 0 && !(sequenced < 0 && s.walStalled.Load()):
+	case sequenced == 0:
 		return nil
 	case s.passed != cmp.Or(holder, strconv.FormatInt(before, 10)):
 		s.passes = 0
@@ -207,6 +207,9 @@ func (s *sequencer) passBy(ctx context.Context, d *dutyHolder) error {
 	s.passes++
 	s.passed = cmp.Or(holder, strconv.FormatInt(before+max(sequenced, 0), 10))
 	if s.passes < maxPasses {
+		if s.walStalled.Load() {
+			s.lookNow()
+		}
 		return nil
 	}
 	s.passes = 0

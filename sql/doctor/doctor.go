@@ -84,6 +84,7 @@ var checks = []struct {
 	{"schema", true, (*examination).migrations},
 	{"rights", false, (*examination).rights},
 	{"watches", false, (*examination).watches},
+	{"wal", false, (*examination).wal},
 	{"replica", false, (*examination).replica},
 	{"wake", false, (*examination).wake},
 	{"pending", false, (*examination).pending},

@@ -176,7 +176,7 @@ func TestNothingFound(t *testing.T) {
 			t.Errorf("%+v", f)
 		}
 	}
-	if len(checks) != 21 {
+	if len(checks) != 22 {
 		t.Errorf("%d checks: %v", len(checks), checks)
 	}
 }
@@ -279,5 +279,45 @@ func TestRoles(t *testing.T) {
 	pgtest.Exec(t, conn, "set role half")
 	if f := finding(diagnose(t, conn), "rights"); f != nil {
 		t.Errorf("after its mending: %+v", f)
+	}
+}
+
+// What can go wrong with tables that are watched by the WAL, on a server whose WAL nobody else reads.
+func TestFindingsOfTheWAL(t *testing.T) {
+	t.Parallel()
+	const jobs = "create table jobs (id int primary key, status text, note text); select trumpet.watch('jobs', columns => '{id,status}', topic => 'work', max_rows => 7, capture => 'wal'); "
+	for name, test := range map[string]struct {
+		wrong string
+		words []string
+		by    string // "": what the finding says
+	}{
+		"not published":         {jobs + "alter publication trumpet drop table jobs", []string{"public.jobs", "not published"}, ""},
+		"nothing identifies":    {"create table jobs (id int primary key); select trumpet.watch('jobs', capture => 'wal'); alter table jobs replica identity nothing", []string{"nothing identifies", "UPDATE and DELETE of it fails"}, ""},
+		"full with a list":      {jobs + "alter table jobs replica identity full", []string{"list of columns", "REPLICA IDENTITY FULL"}, ""},
+		"another identity":      {jobs + "alter table jobs alter note set not null; create unique index note on jobs (note); alter table jobs replica identity using index note", []string{"note, is not among its published columns"}, "alter table jobs replica identity default"},
+		"a key that is none":    {"create table jobs (id int primary key, nr int unique not null); select trumpet.watch('jobs', capture => 'wal'); alter table jobs replica identity using index jobs_nr_key", []string{"the key id", "which row it was"}, ""},
+		"a key that is gone":    {"create table jobs (id int primary key); select trumpet.watch('jobs', capture => 'wal'); alter table jobs rename id to nr", []string{"the key id", "do not say which row"}, "select trumpet.watch('jobs', capture => 'wal')"},
+		"a column that is gone": {jobs + "alter table jobs rename status to state", []string{"status", "leave it out"}, "select trumpet.watch('jobs', columns => '{id,state}', capture => 'wal')"},
+		"no slot":               {jobs, []string{"there is no replication slot"}, "select trumpet.unwatch('jobs')"},
+		"a slot that is gone":   {jobs + "select trumpet.wal_begin('gone', '0/1')", []string{"gone is gone"}, "select trumpet.unwatch('jobs'), trumpet.wal_end(false)"},
+		"a slot left behind":    {"select pg_create_logical_replication_slot('trumpet_' || oid, 'pgoutput') from pg_database where datname = current_database()", []string{"read by nobody", "no table is watched"}, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			url := pgtest.Migrated(t)
+			conn := pgtest.Connect(t, url)
+			pgtest.Exec(t, conn, test.wrong)
+			found := finding(diagnose(t, conn), "wal", test.words...)
+			if found == nil {
+				t.Fatalf("not found: %v", diagnose(t, conn))
+			}
+			if test.by == "" {
+				test.by = strings.Join(found.Mend, "\n")
+			}
+			pgtest.Exec(t, conn, test.by)
+			if again := finding(diagnose(t, conn), "wal", test.words...); again != nil {
+				t.Errorf("after %s: still %q", test.by, again.Message)
+			}
+		})
 	}
 }

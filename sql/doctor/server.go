@@ -63,7 +63,7 @@ func (e *examination) migrations() error {
 }
 
 // workerFunctions are those that trumpet.grant_worker grants.
-const workerFunctions = "{sequence,cut,watched_columns,head,recent,read_log,common_position,prune,verify_cluster,broadcast,publish_result,live_results,live_state}"
+const workerFunctions = "{sequence,sequence_until,cut,cut_until,wal_state,wal_pulse,wal_begin,wal_end,wal_append,watched_columns,head,recent,read_log,common_position,prune,verify_cluster,broadcast,publish_result,live_results,live_state}"
 
 // rights: what this role may do.
 func (e *examination) rights() error {

@@ -84,7 +84,7 @@ func (e *examination) watches() error {
 		return err
 	}
 	if len(all) == 0 {
-		e.add(OK, "no table is watched; only broadcasts are events")
+		e.add(OK, "no table is watched by triggers")
 	}
 	return nil
 }

@@ -739,7 +739,7 @@ create or replace function trumpet.grant_worker(worker_role name) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
   execute format('grant usage on schema trumpet to %I', worker_role);
-  execute format('grant select on trumpet.migration, trumpet.cluster, trumpet.live, trumpet.live_result, trumpet.live_queries to %I', worker_role);
+  execute format('grant select on trumpet.migration, trumpet.cluster, trumpet.live, trumpet.live_result, trumpet.live_queries, trumpet.wal_table, trumpet.wal_slot to %I', worker_role);
   execute format('grant execute on function trumpet.sequence(), trumpet.sequence_until(pg_snapshot), trumpet.cut(), trumpet.cut_until(pg_snapshot, pg_lsn),
     trumpet.wal_state(), trumpet.wal_pulse(), trumpet.wal_begin(name, pg_lsn), trumpet.wal_end(boolean),
     trumpet.wal_append(pg_lsn, json, text[], text[], text[], bigint[], text[], text[], text[], bigint[], text[], text[], text[]),

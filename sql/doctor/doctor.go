@@ -142,7 +142,7 @@ func Diagnose(ctx context.Context, conn *pgx.Conn, options Options) ([]Finding, 
 func (e *examination) make(check func(*examination) error) error {
 	err := pgx.BeginTxFunc(e.ctx, e.conn, pgx.TxOptions{IsoLevel: pgx.ReadCommitted, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
 		// All for this transaction alone: the session may be a pooler's.
-		if _, err := tx.Exec(e.ctx, "select set_config('statement_timeout', '"+checkTimeout+"', true), set_config('lock_timeout', '1s', true), set_config('search_path', 'pg_catalog', true)"); err != nil {
+		if _, err := tx.Exec(e.ctx, "select set_config('statement_timeout', '"+checkTimeout+"', true), set_config('lock_timeout', '1s', true), set_config('search_path', 'pg_catalog', true), set_config('jit', 'off', true)"); err != nil {
 			return err
 		}
 		e.tx = tx

@@ -251,7 +251,7 @@ func TestRoles(t *testing.T) {
 	}{
 		`"the worker"`:         {doctor.OK, "may run workers", 2}, // log, holes
 		"half":                 {doctor.Error, "lacks a part of what a worker needs: prune", 2},
-		"nobody_in_particular": {doctor.Warning, "may not run workers", 6},
+		"nobody_in_particular": {doctor.Warning, "may not run workers", 7},
 	} {
 		pgtest.Exec(t, conn, "set role "+role)
 		findings := diagnose(t, conn)
@@ -290,21 +290,27 @@ func TestFindingsOfTheWAL(t *testing.T) {
 		wrong string
 		words []string
 		by    string // "": what the finding says
+		alone bool   // a slot waits for all who write to a server
 	}{
-		"not published":         {jobs + "alter publication trumpet drop table jobs", []string{"public.jobs", "not published"}, ""},
-		"nothing identifies":    {"create table jobs (id int primary key); select trumpet.watch('jobs', capture => 'wal'); alter table jobs replica identity nothing", []string{"nothing identifies", "UPDATE and DELETE of it fails"}, ""},
-		"full with a list":      {jobs + "alter table jobs replica identity full", []string{"list of columns", "REPLICA IDENTITY FULL"}, ""},
-		"another identity":      {jobs + "alter table jobs alter note set not null; create unique index note on jobs (note); alter table jobs replica identity using index note", []string{"note, is not among its published columns"}, "alter table jobs replica identity default"},
-		"a key that is none":    {"create table jobs (id int primary key, nr int unique not null); select trumpet.watch('jobs', capture => 'wal'); alter table jobs replica identity using index jobs_nr_key", []string{"the key id", "which row it was"}, ""},
-		"a key that is gone":    {"create table jobs (id int primary key); select trumpet.watch('jobs', capture => 'wal'); alter table jobs rename id to nr", []string{"the key id", "do not say which row"}, "select trumpet.watch('jobs', capture => 'wal')"},
-		"a column that is gone": {jobs + "alter table jobs rename status to state", []string{"status", "leave it out"}, "select trumpet.watch('jobs', columns => '{id,state}', capture => 'wal')"},
-		"no slot":               {jobs, []string{"there is no replication slot"}, "select trumpet.unwatch('jobs')"},
-		"a slot that is gone":   {jobs + "select trumpet.wal_begin('gone', '0/1')", []string{"gone is gone"}, "select trumpet.unwatch('jobs'), trumpet.wal_end(false)"},
-		"a slot left behind":    {"select pg_create_logical_replication_slot('trumpet_' || oid, 'pgoutput') from pg_database where datname = current_database()", []string{"read by nobody", "no table is watched"}, ""},
+		"not published":         {jobs + "alter publication trumpet drop table jobs", []string{"public.jobs", "not published"}, "", false},
+		"nothing identifies":    {"create table jobs (id int primary key); select trumpet.watch('jobs', capture => 'wal'); alter table jobs replica identity nothing", []string{"nothing identifies", "UPDATE and DELETE of it fails"}, "", false},
+		"full with a list":      {jobs + "alter table jobs replica identity full", []string{"list of columns", "REPLICA IDENTITY FULL"}, "", false},
+		"another identity":      {jobs + "alter table jobs alter note set not null; create unique index note on jobs (note); alter table jobs replica identity using index note", []string{"note, is not among its published columns"}, "alter table jobs replica identity default", false},
+		"a key that is none":    {"create table jobs (id int primary key, nr int unique not null); select trumpet.watch('jobs', capture => 'wal'); alter table jobs replica identity using index jobs_nr_key", []string{"the key id", "which row it was"}, "", false},
+		"a key that is gone":    {"create table jobs (id int primary key); select trumpet.watch('jobs', capture => 'wal'); alter table jobs rename id to nr", []string{"the key id", "do not say which row"}, "select trumpet.watch('jobs', capture => 'wal')", false},
+		"a column that is gone": {jobs + "alter table jobs rename status to state", []string{"status", "leave it out"}, "select trumpet.watch('jobs', columns => '{id,state}', capture => 'wal')", false},
+		"no slot":               {jobs, []string{"there is no replication slot"}, "select trumpet.unwatch('jobs')", false},
+		"a slot that is gone":   {jobs + "select trumpet.wal_begin('gone', '0/1')", []string{"gone is gone"}, "select trumpet.unwatch('jobs'), trumpet.wal_end(false)", false},
+		"a slot left behind":    {"select pg_create_logical_replication_slot('trumpet_' || oid, 'pgoutput') from pg_database where datname = current_database()", []string{"read by nobody", "no table is watched"}, "", true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			url := pgtest.Migrated(t)
+			url := ""
+			if test.alone {
+				_, url = pgtest.StartMigrated(t, nil)
+			} else {
+				url = pgtest.Migrated(t)
+			}
 			conn := pgtest.Connect(t, url)
 			pgtest.Exec(t, conn, test.wrong)
 			found := finding(diagnose(t, conn), "wal", test.words...)

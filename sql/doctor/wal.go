@@ -36,7 +36,8 @@ const walTables = `
 	       array(select a.attname::text from pg_attribute a where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped and a.attgenerated = 's'),
 	       current_setting('server_version_num')::int
 	  from trumpet.wal_table w
-	  join pg_class c on c.oid = w.relation or c.oid in (select t.relid from pg_partition_tree(w.relation) t)
+	  join lateral (select w.relation::oid as id union select t.relid from pg_partition_tree(w.relation) t) m on true
+	  join pg_class c on c.oid = m.id
 	  join pg_namespace n on n.oid = c.relnamespace
 	  left join (select r.* from pg_publication_rel r join pg_publication b on b.oid = r.prpubid and b.pubname = 'trumpet') p on p.prrelid = w.relation
 	 order by 3, c.oid <> w.relation, 1 limit 10000`

@@ -407,6 +407,9 @@ begin
       and r.oid operator(pg_catalog.=) a.grantee and a.grantee operator(pg_catalog.<>) p.proowner;
 end $$;
 
+alter function trumpet.live_topics(text[], text) reset jit;
+alter function trumpet.check_live(text, interval, interval, name) reset jit;
+alter function trumpet.live_aggregate(text, regclass, text[], text[], text, interval, interval, name) reset jit;
 alter table trumpet.record drop column lsn, drop column committed;
 drop table trumpet.wal_table;
 drop table trumpet.wal_slot;

@@ -131,15 +131,17 @@ func TestWALAndTriggersInOneTransaction(t *testing.T) {
 	_, conn, _, r := walBus(t, nil, `create table jobs (id int primary key); create table parts (id int primary key);
 		select trumpet.watch('jobs', capture => 'wal'), trumpet.watch('parts')`)
 	pgtest.Exec(t, conn, `begin; insert into jobs values (1); select trumpet.broadcast('dispatch', '"a"'); insert into jobs values (2);
-		insert into parts values (3); select trumpet.broadcast('dispatch', '"b"'); insert into jobs values (4), (5); delete from parts; commit`)
+		insert into parts values (3); select trumpet.broadcast('dispatch', '"b"'); insert into jobs values (4), (5); insert into parts values (4);
+		insert into jobs values (6); delete from jobs where id < 3; delete from parts; commit`)
 	pgtest.Exec(t, conn, "insert into parts values (6)")
-	pgtest.Exec(t, conn, "insert into jobs values (6)")
+	pgtest.Exec(t, conn, "insert into jobs values (7)")
 	pgtest.Exec(t, conn, "insert into parts values (7)")
 	got := describe(r.end(t, conn))
 	want := []string{
 		`insert {"id":1} more`, `broadcast "a" more`, `insert {"id":2} more`, `insert {"id":3} more`, `broadcast "b" more`,
-		`insert {"id":4} more`, `insert {"id":5} more`, `delete {"id":3}`,
-		`insert {"id":6}`, `insert {"id":6}`, `insert {"id":7}`,
+		`insert {"id":4} more`, `insert {"id":5} more`, `insert {"id":4} more`, `insert {"id":6} more`, `delete {"id":1} more`, `delete {"id":2} more`,
+		`delete {"id":3} more`, `delete {"id":4}`,
+		`insert {"id":6}`, `insert {"id":7}`, `insert {"id":7}`,
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("got %q\nwant %q", got, want)

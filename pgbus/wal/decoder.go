@@ -230,7 +230,8 @@ func (d *Decoder) row(ctx context.Context, at pglogrepl.LSN, id uint32, op strin
 	case r.table == nil:
 		return nil
 	}
-	if !d.builder.count(r, op, at) {
+	if d.builder.tally(r.table.Topic).isBulk {
+		d.builder.count(r, op, at)
 		return nil
 	}
 	oldRow, newRow, err := d.render(ctx, r, op, before, after)
@@ -245,15 +246,17 @@ func (d *Decoder) row(ctx context.Context, at pglogrepl.LSN, id uint32, op strin
 	switch {
 	case errors.Is(err, ErrType):
 		d.failed++
+		d.builder.count(r, op, at)
 		d.builder.makeBulk(r.table.Topic)
 		return nil
 	case err != nil:
 		return fmt.Errorf("row of %s: %w", r.name, err)
 	case op == "update" && r.full && bytes.Equal(oldRow, newRow):
-		d.builder.uncount(r, op) // nothing that events show has changed
-		return nil
+		return nil // nothing that events show has changed
 	}
-	d.builder.add(r, op, at, oldRow, newRow)
+	if d.builder.count(r, op, at) {
+		d.builder.add(r, op, at, oldRow, newRow)
+	}
 	return nil
 }
 

@@ -88,13 +88,6 @@ func (b *builder) count(r *relation, op string, at pglogrepl.LSN) bool {
 	return !t.isBulk
 }
 
-// uncount takes back a row that turned out to be no change.
-func (b *builder) uncount(r *relation, op string) {
-	t := b.tally(r.table.Topic)
-	t.rows[op]--
-	t.total--
-}
-
 // makeBulk gives up what is held of a topic. Its bulk events stand where its last change does: after a
 // truncate, who fetches the rows anew must not empty them once more.
 func (b *builder) makeBulk(topic string) {

@@ -216,34 +216,6 @@ language sql stable security definer set search_path = pg_catalog, pg_temp as $$
    order by b.attnum
 $$;
 
-create or replace function trumpet.broadcast(topic text, data jsonb) returns bigint
-language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
-declare
-  record_id bigint;
-  size int;
-begin
-  if topic is null or not trumpet.valid_topic(topic) then
-    raise exception 'trumpet: % is not a valid topic', coalesce(quote_literal(topic), 'NULL')
-      using errcode = 'invalid_parameter_value',
-            hint = 'A topic has 1 to 127 bytes, without white space, control characters and , ? & = # +';
-  end if;
-  if data is null then
-    raise exception 'trumpet: a broadcast needs data, got NULL'
-      using errcode = 'null_value_not_allowed',
-            hint = 'For the JSON value null write ''null''::jsonb.';
-  end if;
-  size := octet_length(data::text);
-  if size > 1048576 then
-    raise exception 'trumpet: the data of a broadcast has at most 1048576 bytes, this has %', size
-      using errcode = 'program_limit_exceeded',
-            hint = 'Store it, and broadcast where it can be fetched.';
-  end if;
-  insert into trumpet.record (topic, op, rows, data)
-  values (broadcast.topic, 'broadcast', 1, broadcast.data)
-  returning id into record_id;
-  return record_id;
-end $$;
-
 create or replace function trumpet.verify_cluster() returns boolean
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
@@ -411,6 +383,7 @@ alter function trumpet.live_topics(text[], text) reset jit;
 alter function trumpet.check_live(text, interval, interval, name) reset jit;
 alter function trumpet.live_aggregate(text, regclass, text[], text[], text, interval, interval, name) reset jit;
 alter table trumpet.record drop column lsn, drop column committed;
+drop function trumpet.place();
 drop table trumpet.wal_table;
 drop table trumpet.wal_slot;
 drop table trumpet.wal_read;

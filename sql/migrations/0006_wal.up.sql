@@ -47,7 +47,18 @@ create table trumpet.wal_read (
 -- the change itself. Steps order transactions by committed, the place of the commit, where it
 -- is known, and else by their last record: whatever a transaction saw comes before it.
 alter table trumpet.record add column lsn pg_lsn, add column committed pg_lsn;
-alter table trumpet.record alter column lsn set default pg_current_wal_insert_lsn();
+
+-- The place for a trigger's record or a broadcast. Rows of one table and operation that stand together in the WAL become
+-- one record; so where there is a slot, its reader is told that something stands between them.
+create function trumpet.place() returns pg_lsn
+language plpgsql as $$
+begin
+  if exists (select from trumpet.wal_slot) then
+    perform pg_catalog.pg_logical_emit_message(true, 'trumpet', '');
+  end if;
+  return pg_catalog.pg_current_wal_insert_lsn();
+end $$;
+alter table trumpet.record alter column lsn set default trumpet.place();
 
 -- As in migration 3, and with
 -- upto: the snapshot to step with. If null, a new one; where there is a slot only if the WAL has been read
@@ -362,39 +373,6 @@ begin
   elsif wal_append.tables is not null then
     update trumpet.wal_read r set tables = wal_append.tables where r.lsn = reached;
   end if;
-end $$;
-
--- As in migration 1.
-create or replace function trumpet.broadcast(topic text, data jsonb) returns bigint
-language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
-declare
-  record_id bigint;
-  size int;
-begin
-  if topic is null or not trumpet.valid_topic(topic) then
-    raise exception 'trumpet: % is not a valid topic', coalesce(quote_literal(topic), 'NULL')
-      using errcode = 'invalid_parameter_value',
-            hint = 'A topic has 1 to 127 bytes, without white space, control characters and , ? & = # +';
-  end if;
-  if data is null then
-    raise exception 'trumpet: a broadcast needs data, got NULL'
-      using errcode = 'null_value_not_allowed',
-            hint = 'For the JSON value null write ''null''::jsonb.';
-  end if;
-  size := octet_length(data::text);
-  if size > 1048576 then
-    raise exception 'trumpet: the data of a broadcast has at most 1048576 bytes, this has %', size
-      using errcode = 'program_limit_exceeded',
-            hint = 'Store it, and broadcast where it can be fetched.';
-  end if;
-  insert into trumpet.record (topic, op, rows, data)
-  values (broadcast.topic, 'broadcast', 1, broadcast.data)
-  returning id into record_id;
-  if exists (select from trumpet.wal_slot) then
-    -- Rows of one kind that stand together in the WAL become one record: not over this place.
-    perform pg_logical_emit_message(true, 'trumpet', '');
-  end if;
-  return record_id;
 end $$;
 
 -- As in migration 1.
@@ -754,7 +732,7 @@ begin
     trumpet.verify_cluster(), trumpet.broadcast(text, jsonb) to %I', worker_role);
 end $$;
 
-revoke execute on function trumpet.step(boolean, pg_snapshot), trumpet.sequence_until(pg_snapshot), trumpet.cut(), trumpet.cut_until(pg_snapshot, pg_lsn),
+revoke execute on function trumpet.place(), trumpet.step(boolean, pg_snapshot), trumpet.sequence_until(pg_snapshot), trumpet.cut(), trumpet.cut_until(pg_snapshot, pg_lsn),
   trumpet.wal_state(), trumpet.wal_pulse(), trumpet.wal_begin(name, pg_lsn), trumpet.wal_end(boolean),
   trumpet.wal_append(pg_lsn, json, text[], text[], text[], bigint[], text[], text[], text[], bigint[], text[], text[], text[]),
   trumpet.identity_columns(regclass), trumpet.create_publication(), trumpet.publish(regclass, text[], text[]), trumpet.unpublish(regclass),

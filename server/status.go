@@ -30,6 +30,17 @@ type workerStatus struct {
 	Sequencing  bool   `json:"sequencing"`
 	Lagging     int64  `json:"lagging"`
 	Version     string `json:"version"`
+
+	WAL *walStatus `json:"wal,omitempty"` // of the WAL capture; missing without it
+}
+
+// walStatus is the replication slot, which is one for all workers.
+type walStatus struct {
+	Slot     string `json:"slot"`  // empty: it is yet to be made
+	State    string `json:"state"` // Postgres's wal_status, or gone
+	Retained int64  `json:"retained_bytes"`
+	Lag      int64  `json:"lag_bytes"`
+	Safe     *int64 `json:"safe_bytes,omitempty"` // missing: nothing bounds what it retains
 }
 
 type clusterStatus struct {
@@ -47,7 +58,15 @@ func (s *Server) local() workerStatus {
 	if !bus.LastHeard.IsZero() {
 		heard = max(0, time.Since(bus.LastHeard).Milliseconds())
 	}
+	var wal *walStatus
+	if bus.WALWanted || bus.WALSlot != "" {
+		wal = &walStatus{Slot: bus.WALSlot, State: bus.WALState, Retained: bus.WALRetained, Lag: bus.WALLag}
+		if bus.WALSafe >= 0 && bus.WALSlot != "" {
+			wal.Safe = &bus.WALSafe
+		}
+	}
 	return workerStatus{
+		WAL:         wal,
 		Name:        s.config.Worker,
 		Boards:      stats.WebSockets,
 		Streams:     stats.Streams,

@@ -20,7 +20,7 @@ func newWatch(io streams) *cobra.Command {
 		Use:   "watch TABLE",
 		Short: "Make a table's changes events",
 		Long: `Make a table's changes events, from now on: by statement triggers on it, or, with --capture wal,
-read from the write-ahead log, which costs its writers nothing and needs wal_level = logical.
+read from the write-ahead log, which costs its writers nothing of their own and needs wal_level = logical.
 
 TABLE is spelled as in SQL: jobs, app.jobs, '"Odd Name"'. For a partitioned table name the
 whole table. Watching again replaces the settings. Writers wait while the triggers are put on.`,

@@ -153,6 +153,14 @@ func (d *dutyHolder) stepped(sequenced int64, seen snapshot, held bool) {
 	}
 }
 
+// handOver lets the duty go, at this worker's end, and wakes the others: writers of tables that are watched by
+// the WAL wake nobody. If it cannot be done, a heartbeat finds that the duty is free.
+func (d *dutyHolder) handOver() {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	_, _ = d.conn.Exec(ctx, "select pg_advisory_unlock(1953656176, 3), pg_notify('"+channelWake+"', '')") // the session may be lost
+}
+
 // letGo lets the wake-up lock go, if it is held, and then returns the transactions in progress that
 // are too new to be in the list of the newest snapshot. Each has a lock on its own id.
 func (d *dutyHolder) letGo(ctx context.Context) (newest []uint64, err error) {

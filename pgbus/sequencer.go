@@ -171,7 +171,11 @@ func (s *sequencer) serve(ctx context.Context) error {
 	if s.bus.live != nil {
 		s.bus.live.Free() // who had the one duty before may have had the other too
 	}
-	return s.hold(ctx, d)
+	err = s.hold(ctx, d)
+	if ctx.Err() != nil && d.capture.slot != "" {
+		d.handOver()
+	}
+	return err
 }
 
 // passBy steps in place of whoever has the duty. If that session did nothing for some rounds though

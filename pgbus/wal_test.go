@@ -425,6 +425,37 @@ func TestSlotComesAndGoes(t *testing.T) {
 	}
 }
 
+// The duty goes to another worker when the one that has it ends, or dies: its sessions are gone then. On
+// PostgreSQL 17 and newer the slot is one that standbys can keep.
+func TestWALDutyMoves(t *testing.T) {
+	t.Parallel()
+	url, conn := capturedDatabase(t, "wal")
+	one, _, stopOne := start(t, url, "w1", nil)
+	waitForSlot(t, conn)
+	if query1[int](t, conn, "select current_setting('server_version_num')::int") >= 170000 && !query1[bool](t, conn, "select failover from pg_replication_slots") {
+		t.Error("the slot would not be there after a fail-over")
+	}
+	two, r, _ := start(t, url, "w2", nil)
+	pgtest.Exec(t, conn, "insert into jobs values (1)")
+	r.wait(t, "the first row", func(r *recorder) bool { return slices.Contains(describe(r.events), `insert {"id":1}`) })
+	if !one.Status().Sequencing || two.Status().Sequencing {
+		t.Fatal("the first worker does not have the duty")
+	}
+	stopOne()
+	pgtest.Exec(t, conn, "insert into jobs values (2)")
+	r.wait(t, "the second row", func(r *recorder) bool { return slices.Contains(describe(r.events), `insert {"id":2}`) })
+	if !two.Status().Sequencing {
+		t.Error("the second worker does not have the duty")
+	}
+	_, r3, _ := start(t, url, "w3", nil)
+	pgtest.Exec(t, conn, "select pg_terminate_backend(pid) from pg_stat_activity where application_name ~ '^trumpet (wal|sequencer|listen) w2'")
+	pgtest.Exec(t, conn, "insert into jobs values (3)")
+	r3.wait(t, "the third row", func(r *recorder) bool { return slices.Contains(describe(r.events), `insert {"id":3}`) })
+	if got := describe(r.end(t, conn)); !slices.Equal(got, []string{`insert {"id":1}`, `insert {"id":2}`, `insert {"id":3}`}) {
+		t.Errorf("got %q", got)
+	}
+}
+
 // A worker whose role may not replicate says so, and does everything else.
 func TestWALWithoutTheRight(t *testing.T) {
 	t.Parallel()

@@ -47,6 +47,9 @@ type capture struct {
 	stream    *stream
 	endStream func() // and wait
 
+	busySince time.Time // since when another session, which does not end, reads the slot
+	stale     bool      // there may be slots that are not needed any more
+
 	read    pglogrepl.LSN // as in trumpet.wal_read
 	durable pglogrepl.LSN // what is read up to here survives a crash
 }
@@ -68,6 +71,8 @@ const (
 	// flushAfter is how long the WAL's end may stay out of reach until it is flushed: some writer does not
 	// wait for its commit (synchronous_commit = off), or has not ended.
 	flushAfter = 2 * time.Millisecond
+	// maxBusy is how long a slot may be read by a session that was told to end and does not: it is frozen.
+	maxBusy = 3 * time.Second
 	// signOfLife is how often the session that has the duty shows that it is at work while it only reads.
 	signOfLife = 500 * time.Millisecond
 	// maxAppend bounds what is written to the log in one statement, in bytes.
@@ -112,6 +117,9 @@ func (c *capture) tick() {
 		return
 	}
 	c.timer.Reset(captureTick)
+	if c.stale {
+		c.due = true
+	}
 	unread, reached := c.stream.idle()
 	if !unread && c.read == c.durable {
 		c.stream.confirm(reached)
@@ -157,7 +165,7 @@ func (c *capture) tend(ctx context.Context) error {
 	}
 	switch {
 	case state.slot == "" && !state.wanted:
-		return c.dropSlot(ctx, "") // one that was left behind
+		return c.dropStale(ctx) // one that was left behind
 	case state.slot == "":
 		if c.endMaking == nil {
 			c.startMaking(ctx)
@@ -167,6 +175,8 @@ func (c *capture) tend(ctx context.Context) error {
 		return c.open(ctx, state)
 	case !state.wanted && len(state.tables) == 0:
 		return c.end(ctx)
+	case c.stale:
+		return c.dropStale(ctx)
 	}
 	return nil
 }
@@ -240,6 +250,7 @@ func (c *capture) open(ctx context.Context, state walState) error {
 		<-done
 	}
 	c.read, c.durable = state.lsn, state.lsn
+	c.busySince, c.stale = time.Time{}, true
 	c.timer.Reset(captureTick)
 	poke(c.bus.sequencer.soon) // steps were not possible
 	return nil
@@ -255,13 +266,20 @@ func (c *capture) lose(ctx context.Context, why error) error {
 		return ctx.Err()
 	}
 	var said *pgconn.PgError
-	if errors.As(why, &said) && said.Code == "55006" { // object in use
-		// Whoever had the duty before is gone, and the server has not noticed.
+	if inUse := errors.As(why, &said) && said.Code == "55006"; inUse || errors.Is(why, errSilent) {
+		// Whoever had the duty before is gone and the server has not noticed, or its process is frozen.
 		if err := c.endReader(ctx); err != nil {
 			return err
 		}
+		if c.busySince.IsZero() {
+			c.busySince = time.Now()
+		}
+		if inUse && time.Since(c.busySince) < maxBusy {
+			c.again(capturePauseMin)
+			return nil
+		}
 	}
-	if !slotLost(why) && c.fails < maxStreamFails {
+	if !slotLost(why) && c.fails < maxStreamFails && (c.busySince.IsZero() || time.Since(c.busySince) < maxBusy) {
 		c.bus.log.Warn("the stream of the WAL has ended, opening it again", "error", why)
 		c.failed()
 		return nil
@@ -272,7 +290,7 @@ func (c *capture) lose(ctx context.Context, why error) error {
 	if _, err := c.d.conn.Exec(sqlCtx, "select trumpet.wal_end(true)"); err != nil {
 		return fmt.Errorf("give up the slot: %w", err)
 	}
-	c.slot = ""
+	c.slot, c.busySince = "", time.Time{}
 	c.failed()
 	poke(c.bus.sequencer.soon) // steps are possible again
 	return nil
@@ -322,36 +340,45 @@ func (c *capture) end(ctx context.Context) error {
 		c.again(capturePauseMin)
 		return nil
 	}
-	slot := c.slot
 	c.endStream()
+	c.bus.log.Info("no table is watched by the WAL any more", "slot", c.slot)
 	c.stream, c.slot = nil, ""
-	c.bus.log.Info("no table is watched by the WAL any more", "slot", slot)
-	return c.dropSlot(ctx, slot)
+	return c.dropStale(ctx)
 }
 
-// dropSlot drops this database's slot, if there is one and nobody reads it. The server may take a moment to
-// notice that its reader is gone.
-func (c *capture) dropSlot(ctx context.Context, name string) error {
+// dropStale drops this database's slots but for the one that is used, and looks again as long as one of them
+// is still read: the server may take a moment to notice that its reader is gone.
+func (c *capture) dropStale(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
 	defer cancel()
-	_, err := c.d.conn.Exec(ctx, `select pg_drop_replication_slot(slot_name) from pg_replication_slots
-		where slot_name = coalesce(nullif($1::text, ''), `+slotName+`) and database = current_database() and not active`, name)
+	var left int
+	const stale = " from pg_replication_slots s where " + slotNames + " and s.slot_name is distinct from (select w.slot from trumpet.wal_state() w)"
+	_, err := c.d.conn.Exec(ctx, "select pg_drop_replication_slot(s.slot_name)"+stale+" and not s.active")
+	if err == nil {
+		err = c.d.conn.QueryRow(ctx, "select count(pg_terminate_backend(s.active_pid))"+stale+" and s.active").Scan(&left)
+	}
 	var refused *pgconn.PgError
 	if errors.As(err, &refused) {
-		c.bus.log.Warn("cannot drop the replication slot", "error", err)
+		c.bus.log.Warn("cannot drop a replication slot that is not needed any more", "error", err)
+		c.stale = false
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("drop slot: %w", err)
+		return fmt.Errorf("drop slots: %w", err)
 	}
-	if name != "" {
-		c.again(captureTick) // look once more whether it is gone
+	c.stale = left > 0
+	if c.stale {
+		c.again(captureTick)
 	}
 	return nil
 }
 
-// slotName is SQL: names of slots are the cluster's, so this one has the database in it.
-const slotName = "(select 'trumpet_' || oid from pg_database where datname = current_database())"
+// slotName is SQL: names of slots are the cluster's, so this one has the database in it. Another one is made
+// beside a slot whose reader is frozen: slotNames is the condition for all of them.
+const (
+	slotName  = "(select 'trumpet_' || oid from pg_database where datname = current_database())"
+	slotNames = "s.database = current_database() and (s.slot_name = " + slotName + " or s.slot_name like " + slotName + ` || '\_%')`
+)
 
 // step makes one step of the sequencer with what it sees read from the WAL.
 func (c *capture) step(ctx context.Context) (sequenced int64, seen snapshot, held bool, err error) {
@@ -586,7 +613,7 @@ func (b *Bus) makeSlot(ctx context.Context) madeSlot {
 	defer closeConn(conn)
 	row, err := askRow(ctx, conn, "select "+slotName+`, current_setting('wal_level'), current_setting('server_version_num'),
 		exists (select from pg_publication where pubname = 'trumpet'),
-		(select pg_terminate_backend(active_pid) from pg_replication_slots where slot_name = `+slotName+")")
+		(select count(pg_terminate_backend(s.active_pid)) from pg_replication_slots s where `+slotNames+" and s.active)")
 	if err != nil {
 		return fail(err)
 	}
@@ -597,8 +624,17 @@ func (b *Bus) makeSlot(ctx context.Context) madeSlot {
 		return fail(errors.New("there is no publication trumpet; watch the tables again: select trumpet.watch('…', capture => 'wal')"))
 	}
 	name := row[0]
-	if _, err := conn.Exec(ctx, "select pg_drop_replication_slot(slot_name) from pg_replication_slots where slot_name = "+slotName).ReadAll(); err != nil {
+	if _, err := conn.Exec(ctx, "select pg_drop_replication_slot(s.slot_name) from pg_replication_slots s where not s.active and "+slotNames).ReadAll(); err != nil {
 		return fail(fmt.Errorf("drop the slot that was there: %w", err))
+	}
+	// One that is left is read by a process that does not end.
+	taken, err := askRow(ctx, conn, "select coalesce(max(substr(s.slot_name, length("+slotName+") + 2)), '-') from pg_replication_slots s where "+slotNames)
+	if err != nil {
+		return fail(err)
+	}
+	if taken[0] != "-" {
+		number, _ := strconv.Atoi(taken[0]) // nothing: the first
+		name += "_" + strconv.Itoa(number%9+1)
 	}
 	options := "NOEXPORT_SNAPSHOT"
 	if version, _ := strconv.Atoi(row[2]); version >= 170000 {

@@ -21,6 +21,10 @@ const (
 	maxUnread = 16 << 20
 	// startTimeout bounds the beginning of a stream.
 	startTimeout = 10 * time.Second
+	// silenceTimeout is how long the server may say nothing though it was asked. While it decodes what is not
+	// for us it says something every half of senderTimeout.
+	silenceTimeout = 8 * time.Second
+	senderTimeout  = "10s"
 )
 
 // stream reads the WAL through the replication slot: one goroutine, run, receives and decodes;
@@ -38,6 +42,7 @@ type stream struct {
 	unread  []*wal.Transaction
 	bytes   int           // of these
 	reached pglogrepl.LSN // what was committed before is in unread, or was
+	heard   time.Time     // when the server said something
 	failure error
 
 	sending   sync.Mutex
@@ -54,7 +59,7 @@ func openStream(ctx context.Context, b *Bus, slot string, from pglogrepl.LSN, ta
 	}
 	// As trumpet.capture() has it: pgoutput writes values with the settings of its session.
 	if _, err := conn.Exec(ctx, longLived+`set search_path = pg_catalog, pg_temp; set timezone = 'UTC'; set intervalstyle = 'postgres'; set datestyle = 'ISO, MDY';
-		set bytea_output = 'hex'; set extra_float_digits = 1`).ReadAll(); err != nil {
+		set bytea_output = 'hex'; set extra_float_digits = 1; set wal_sender_timeout = '`+senderTimeout+"'").ReadAll(); err != nil {
 		closeConn(conn)
 		return nil, fmt.Errorf("set up session: %w", err)
 	}
@@ -73,6 +78,7 @@ func openStream(ctx context.Context, b *Bus, slot string, from pglogrepl.LSN, ta
 		moved:     make(chan struct{}, 1),
 		room:      make(chan struct{}, 1),
 		confirmed: from,
+		heard:     time.Now(),
 	}, nil
 }
 
@@ -121,6 +127,9 @@ func (s *stream) receive(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("receive: %w", err)
 		}
+		s.mu.Lock()
+		s.heard = time.Now()
+		s.mu.Unlock()
 		switch m := message.(type) {
 		case *pgproto3.CopyData:
 			if err := s.take(ctx, m.Data); err != nil {
@@ -203,16 +212,27 @@ func (s *stream) reach(lsn pglogrepl.LSN) {
 func (s *stream) takeUnread() (transactions []*wal.Transaction, reached pglogrepl.LSN, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.bytes > maxUnread {
+		s.heard = time.Now() // nobody listened
+	}
 	transactions, s.unread, s.bytes = s.unread, nil, 0
 	poke(s.room)
 	return transactions, s.reached, s.failure
 }
 
-// state says how far was read, whether it is time to take what is unread, and whether the stream has ended.
+// errSilent is a server process that does not answer: it is frozen, or the way to it is dead.
+var errSilent = errors.New("the server says nothing, though it was asked")
+
+// state says how far was read, whether it is time to take what is unread, and whether the stream has ended, or
+// is as good as that.
 func (s *stream) state() (reached pglogrepl.LSN, full bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.reached, s.bytes > maxUnread, s.failure
+	err = s.failure
+	if err == nil && s.bytes == 0 && time.Since(s.heard) > silenceTimeout {
+		err = errSilent
+	}
+	return s.reached, s.bytes > maxUnread, err
 }
 
 // idle reports whether something is unread, and how far was read.

@@ -425,6 +425,35 @@ func TestSlotComesAndGoes(t *testing.T) {
 	}
 }
 
+// The server's process that sends the WAL is frozen: it cannot even be ended. Everything else goes on after a
+// while, by another slot; the one of the frozen process goes when that does.
+func TestFrozenSender(t *testing.T) {
+	t.Parallel()
+	_, conn, _, r := walBus(t, nil, "create table jobs (id int primary key); select trumpet.watch('jobs', capture => 'wal')")
+	pid := query1[int](t, conn, "select active_pid from pg_replication_slots")
+	freeze(t, pid)
+	began := time.Now()
+	pgtest.Exec(t, conn, "insert into jobs values (1)")
+	r.end(t, conn)
+	if took := time.Since(began); took > 15*time.Second {
+		t.Errorf("a broadcast took %v", took)
+	}
+	waitForSlot(t, conn)
+	pgtest.Exec(t, conn, "insert into jobs values (2)")
+	if got := describe(r.end(t, conn)); !slices.Equal(got, []string{`insert {"id":2}`}) {
+		t.Errorf("got %q", got)
+	}
+	if n := query1[int](t, conn, "select count(*)::int from pg_replication_slots"); n != 2 {
+		t.Errorf("%d slots, want the frozen one and the new one", n)
+	}
+	thaw(t, pid)
+	waitFor(t, conn, "select count(*) = 1 from pg_replication_slots")
+	pgtest.Exec(t, conn, "insert into jobs values (3)")
+	if got := describe(r.end(t, conn)); !slices.Equal(got, []string{`insert {"id":2}`, `insert {"id":3}`}) {
+		t.Errorf("got %q", got)
+	}
+}
+
 // The duty goes to another worker when the one that has it ends, or dies: its sessions are gone then. On
 // PostgreSQL 17 and newer the slot is one that standbys can keep.
 func TestWALDutyMoves(t *testing.T) {

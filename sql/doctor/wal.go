@@ -181,8 +181,8 @@ func (e *examination) slot(wanted bool) error {
 		       coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), s.confirmed_flush_lsn), 0)::bigint,
 		       current_setting('max_slot_wal_keep_size') <> '-1'
 		  from (select s.* from pg_replication_slots s
-		         where s.slot_name = 'trumpet_' || (select d.oid from pg_database d where d.datname = current_database())) s
-		  full join trumpet.wal_slot k on k.name = s.slot_name`)
+		         where s.database = current_database() and s.slot_name like 'trumpet\_' || (select d.oid from pg_database d where d.datname = current_database()) || '%') s
+		  full join trumpet.wal_slot k on k.name = s.slot_name order by 2 desc, 1`)
 	if err != nil {
 		return err
 	}
@@ -192,11 +192,27 @@ func (e *examination) slot(wanted bool) error {
 		}
 		return nil
 	}
-	s := found[0]
+	if wanted && !found[0].Known {
+		if err := e.noSlot(); err != nil {
+			return err
+		}
+	}
+	for _, s := range found {
+		e.slotState(s)
+	}
+	if !found[0].Bounded {
+		e.add(Warning, "nothing bounds what a replication slot retains: while no worker reads it, the WAL fills the disk",
+			"alter system set max_slot_wal_keep_size = '10GB'; select pg_reload_conf();")
+	}
+	return nil
+}
+
+// slotState says how one slot is.
+func (e *examination) slotState(s walSlot) {
 	size := fmt.Sprintf("it retains %s of WAL", megabytes(s.Retained))
 	switch {
 	case !s.Known:
-		e.add(Error, "the replication slot "+s.Name+" is read by nobody, and no table is watched by the WAL: "+size,
+		e.add(Error, "the replication slot "+s.Name+" is not needed any more: "+size,
 			"select pg_drop_replication_slot("+literal(s.Name)+");")
 	case !s.There:
 		e.add(Error, "the replication slot "+s.Name+" is gone; the worker that sequences makes another one, and tells its topics by bulk events", "-- see that a worker runs")
@@ -212,11 +228,6 @@ func (e *examination) slot(wanted bool) error {
 	default:
 		e.add(OK, "the replication slot "+s.Name+" is read: "+size)
 	}
-	if !s.Bounded {
-		e.add(Warning, "nothing bounds what a replication slot retains: while no worker reads it, the WAL fills the disk",
-			"alter system set max_slot_wal_keep_size = '10GB'; select pg_reload_conf();")
-	}
-	return nil
 }
 
 // noSlot says why there may be none yet.

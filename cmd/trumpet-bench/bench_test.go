@@ -103,4 +103,11 @@ func TestNumbers(t *testing.T) {
 			t.Errorf("%q is taken", wrong)
 		}
 	}
+	var c counts
+	if err := c.Set("0,20"); err != nil || c.String() != "0,20" {
+		t.Errorf("%v, %v", c, err)
+	}
+	if c.Set("-1") == nil {
+		t.Error("-1 is taken")
+	}
 }

@@ -142,14 +142,6 @@ func (b *bench) startWorkers(ctx context.Context) (workers []*worker, err error)
 	return workers, nil
 }
 
-func stopAll(workers []*worker) error {
-	var all error
-	for _, w := range workers {
-		all = errors.Join(all, w.stop())
-	}
-	return all
-}
-
 func (b *bench) liveDashboards(ctx context.Context, d dashboards, n int) (rows []situation, err error) {
 	if err := reopenJobs(ctx, b.conn); err != nil {
 		return nil, err

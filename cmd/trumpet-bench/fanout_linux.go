@@ -366,8 +366,6 @@ func (r *running) openLoop(ctx context.Context, length time.Duration, rate int) 
 	return openLoop{milliseconds(q[0]), milliseconds(q[1]), milliseconds(q[2])}, nil
 }
 
-func milliseconds(d time.Duration) float64 { return float64(d) / 1e6 }
-
 // writeCalls is how many write system calls a process has made (proc(5), io).
 func writeCalls(pid int) (int64, error) {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/io", pid))
@@ -467,9 +465,6 @@ func medianOf(rounds []fanoutRound, of func(r fanoutRound) float64) float64 {
 	}
 	return median(values)
 }
-
-func ratio(v float64) string  { return strconv.FormatFloat(v, 'f', 2, 64) }
-func tenths(v float64) string { return strconv.FormatFloat(v, 'f', 1, 64) }
 
 func counted(n int, what string) string {
 	if n == 1 {

@@ -18,6 +18,7 @@ type ingestRound struct {
 	records  float64 // for each step that found any
 	workers  float64 // µs of the workers' processor time for each record
 	postgres float64 // µs of Postgres's, everything included
+	sender   float64 // µs of these that the slot's reader took
 }
 
 // measureIngest lets pgbench write as fast as it can, and sees how fast workers sequence, hear, decode and give that
@@ -28,7 +29,7 @@ func measureIngest(ctx context.Context, binary string, in ingest) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, b.close()) }()
-	if err := b.prepare(ctx); err != nil {
+	if err := b.prepare(ctx, in.by); err != nil {
 		return err
 	}
 	scripts, err := writeScripts()
@@ -50,10 +51,10 @@ func measureIngest(ctx context.Context, binary string, in ingest) (err error) {
 	if err := b.conn.QueryRow(ctx, "show server_version").Scan(&version); err != nil {
 		return err
 	}
-	fmt.Printf("PostgreSQL %s, %d writers for %v, %d WebSocket clients on one of the workers, medians of %d rounds. Nobody missed an event or got one twice.\n\n",
-		version, in.writers, in.length, in.clients, in.rounds)
-	fmt.Println("| workers | commits/s | commits/s to the clients | behind at the end s | sequencer µs/commit | commits/step | workers CPU µs/commit | Postgres CPU µs/commit |")
-	fmt.Println("| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+	fmt.Printf("PostgreSQL %s, %d writers for %v to a table watched by %s, %d WebSocket clients on one of the workers, medians of %d rounds. Nobody missed an event or got one twice.\n\n",
+		version, in.writers, in.length, in.by.title(), in.clients, in.rounds)
+	fmt.Println("| workers | commits/s | commits/s to the clients | behind at the end s | sequencer µs/commit | commits/step | workers CPU µs/commit | Postgres CPU µs/commit | walsender's part of it |")
+	fmt.Println("| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
 	for _, n := range in.workers {
 		value := func(of func(r ingestRound) float64) float64 {
 			var values []float64
@@ -62,24 +63,24 @@ func measureIngest(ctx context.Context, binary string, in ingest) (err error) {
 			}
 			return median(values)
 		}
-		fmt.Printf("| %d | %s | %s | %s | %s | %s | %s | %s |\n", n,
+		fmt.Printf("| %d | %s | %s | %s | %s | %s | %s | %s | %s |\n", n,
 			thousands(value(func(r ingestRound) float64 { return r.commits })), thousands(value(func(r ingestRound) float64 { return r.through })),
 			ratio(value(func(r ingestRound) float64 { return r.behind })), tenths(value(func(r ingestRound) float64 { return r.step })),
 			tenths(value(func(r ingestRound) float64 { return r.records })), tenths(value(func(r ingestRound) float64 { return r.workers })),
-			tenths(value(func(r ingestRound) float64 { return r.postgres })))
+			tenths(value(func(r ingestRound) float64 { return r.postgres })), tenths(value(func(r ingestRound) float64 { return r.sender })))
 	}
 	return nil
 }
 
-// stepped is what trumpet.sequence() has done so far, in all sessions that have told.
+// stepped is what steps have done so far, in all sessions that have told.
 type stepped struct {
 	calls int64
-	time  float64 // ms
+	time  float64 // ms, with what it took to write down what was read from the WAL
 }
 
 func (b *bench) stepped(ctx context.Context) (s stepped, err error) {
-	err = b.conn.QueryRow(ctx, `select coalesce(sum(calls), 0), coalesce(sum(total_time), 0)
-		from pg_stat_user_functions where schemaname = 'trumpet' and funcname = 'sequence'`).Scan(&s.calls, &s.time)
+	err = b.conn.QueryRow(ctx, `select coalesce(sum(calls) filter (where funcname <> 'wal_append'), 0), coalesce(sum(total_time), 0)
+		from pg_stat_user_functions where schemaname = 'trumpet' and funcname in ('sequence', 'sequence_until', 'wal_append')`).Scan(&s.calls, &s.time)
 	return s, err
 }
 
@@ -97,6 +98,19 @@ func (b *bench) ingest(ctx context.Context, in ingest, workers int, script strin
 		}
 		all = append(all, w)
 	}
+	if in.by == byWAL {
+		if err := b.awaitSlot(ctx); err != nil {
+			return r, err
+		}
+	}
+	sender, err := b.sender(ctx)
+	if err != nil {
+		return r, err
+	}
+	senderCPU, err := sender.cpu()
+	if err != nil {
+		return r, err
+	}
 	before, err := b.stepped(ctx)
 	if err != nil {
 		return r, err
@@ -110,19 +124,13 @@ func (b *bench) ingest(ctx context.Context, in ingest, workers int, script strin
 	if err != nil {
 		return r, err
 	}
-	if r.commits, err = b.pgbench(ctx, script, in.writers, int(in.length.Seconds())); err != nil {
+	done, err := b.pgbench(ctx, script, in.writers, int(in.length.Seconds()))
+	if err != nil {
 		return r, err
 	}
-	written := time.Now()
-	var records int64
-	for done := false; !done; {
-		var pending bool
-		var now int64
-		if err := b.conn.QueryRow(ctx, `select "position", pending from trumpet.head()`).Scan(&now, &pending); err != nil {
-			return r, err
-		}
-		records = now - head
-		done = !pending && s.total.Load() >= records*int64(in.clients)
+	r.commits = done.tps
+	written, records := time.Now(), done.commits
+	for s.total.Load() < records*int64(in.clients) {
 		if err := errors.Join(s.failed(), sleep(ctx, 2*time.Millisecond)); err != nil {
 			return r, err
 		}
@@ -131,10 +139,21 @@ func (b *bench) ingest(ctx context.Context, in ingest, workers int, script strin
 		}
 	}
 	finished := time.Now()
-	if err := s.complete(head + records); err != nil {
+	_, now, err := b.head(ctx)
+	if err != nil {
+		return r, err
+	}
+	if now-head != records {
+		return r, fmt.Errorf("%d commits are %d positions of the log", records, now-head)
+	}
+	if err := s.complete(now); err != nil {
 		return r, err
 	}
 	used, err := b.since(from)
+	if err != nil {
+		return r, err
+	}
+	senderNow, err := sender.cpu()
 	if err != nil {
 		return r, err
 	}
@@ -153,6 +172,7 @@ func (b *bench) ingest(ctx context.Context, in ingest, workers int, script strin
 	r.behind = finished.Sub(written).Seconds()
 	r.step, r.records = 1000*(after.time-before.time)/n, n/float64(max(after.calls-before.calls, 1))
 	r.workers, r.postgres = float64(used.wCPU.Microseconds())/n, float64(used.pgCPU.Microseconds())/n
+	r.sender = float64((senderNow - senderCPU).Microseconds()) / n
 	return r, nil
 }
 

@@ -10,8 +10,8 @@ import (
 // measureLatency commits at a fixed rate, whatever the answers (an open loop: a slow one does
 // not hide others), and takes for each commit and client the time from when the commit was due to
 // when the client had the event, and from when the commit had returned.
-func measureLatency(ctx context.Context, binary string, clients, rate, seconds int) (err error) {
-	b, err := newBench(ctx, binary)
+func measureLatency(ctx context.Context, binary string, by capture, clients, rate, seconds int) (err error) {
+	b, err := newBench(ctx, binary, by)
 	if err != nil {
 		return err
 	}
@@ -21,7 +21,12 @@ func measureLatency(ctx context.Context, binary string, clients, rate, seconds i
 		return err
 	}
 	defer func() { err = errors.Join(err, w.stop()) }()
-	fmt.Printf("%d clients, %d commits/s for %d s over each transport, all %d deliveries arrived.\n\n", clients, rate, seconds, 2*rate*seconds*clients)
+	if by == byWAL {
+		if err := b.awaitSlot(ctx); err != nil {
+			return err
+		}
+	}
+	fmt.Printf("%d clients, %d commits/s for %d s over each transport to a table watched by %s, all %d deliveries arrived.\n\n", clients, rate, seconds, by.title(), 2*rate*seconds*clients)
 	fmt.Println("| | from | p50 | p90 | p99 | max |")
 	fmt.Println("| --- | --- | ---: | ---: | ---: | ---: |")
 	for _, format := range formats {

@@ -2,12 +2,13 @@
 // Markdown tables. scripts/bench builds and runs it.
 //
 //	writes      what watching a table costs its writers: pgbench on an unwatched table, on one with a bare
-//	            pg_notify trigger, and on a watched one, with workers attached
+//	            pg_notify trigger, on a watched one, and on one watched by the WAL, with workers attached
 //	latency     how long after a commit clients have the event
 //	resume      what it takes that many clients come back at once, far behind
 //	dashboards  what dashboards cost Postgres, over live queries and by polling
 //	aggregates  what one change costs, by the table's size
 //	ingest      how many commits workers take in and give to clients
+//	transaction what one huge transaction on a watched table costs, and those who wait behind it
 //	fanout      how fast one worker gives messages to many clients, beside a bare loop of writes
 //
 // It starts a private Postgres and real workers, and waits for all of them at the end.
@@ -20,10 +21,8 @@ import (
 	"fmt"
 	"maps"
 	"os"
-	"os/exec"
 	"os/signal"
 	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -51,17 +50,14 @@ type measurement struct {
 }
 
 var measurements = []measurement{
-	{"writes", "what watching a table costs its writers", func(f *flag.FlagSet) func(context.Context, string) error {
-		rounds := f.Int("rounds", 3, "measure everything this often, in turn, and take medians")
-		seconds := f.Int("seconds", 3, "how long one measurement takes")
-		return func(ctx context.Context, binary string) error { return measureWrites(ctx, binary, *rounds, *seconds) }
-	}},
+	{"writes", "what watching a table costs its writers, by triggers and by the WAL", writesFlags},
 	{"latency", "how long after a commit clients have the event, over both transports", func(f *flag.FlagSet) func(context.Context, string) error {
 		clients := f.Int("clients", 100, "connections; one transport after the other")
 		rate := f.Int("rate", 100, "commits a second")
 		seconds := f.Int("seconds", 3, "how long it commits")
+		by := captureFlag(f)
 		return func(ctx context.Context, binary string) error {
-			return measureLatency(ctx, binary, *clients, *rate, *seconds)
+			return measureLatency(ctx, binary, *by, *clients, *rate, *seconds)
 		}
 	}},
 	{"resume", "what it takes that many clients come back at once, far behind", func(f *flag.FlagSet) func(context.Context, string) error {
@@ -75,7 +71,49 @@ var measurements = []measurement{
 	{"dashboards", "what dashboards cost Postgres: live queries beside polling, at rest and under change", dashboardFlags},
 	{"aggregates", "what one change costs by the table's size: an aggregate kept up, a query run again, polling", aggregateFlags},
 	{"ingest", "how many commits workers sequence, hear, decode and give to clients, by the number of workers", ingestFlags},
+	{"transaction", "what one huge transaction on a watched table costs, and how long others' events wait behind it", transactionFlags},
 	{"fanout", "how fast one worker gives messages to many clients, beside a bare loop of writes", fanoutFlags},
+}
+
+func writesFlags(f *flag.FlagSet) func(context.Context, string) error {
+	rounds := f.Int("rounds", 3, "measure everything this often, in turn, and take medians")
+	seconds := f.Int("seconds", 3, "how long one measurement takes; there are five for each round, number of writers and of workers, and delay")
+	workers, writers, delays := counts{0, 1, 2}, numbers{1, 16}, counts{0, 1000}
+	f.Var(&workers, "workers", "workers attached, `n,n,…`; with none the WAL is not read, and that is left out")
+	f.Var(&writers, "writers", "pgbench clients, `n,n,…`")
+	f.Var(&delays, "delay", "µs of commit_delay, which stands in for a disk whose flush takes so long, `n,n,…`")
+	full := f.Bool("full", false, "give the table whose WAL is read REPLICA IDENTITY FULL, which events need to show old values")
+	return func(ctx context.Context, binary string) error {
+		if err := errors.Join(bounded("rounds", *rounds, 100), bounded("seconds", *seconds, 60),
+			bounded("writers", slices.Max(writers), 64), bounded("workers", max(1, slices.Max(workers)), 16), bounded("delay", max(1, slices.Max(delays)), 100_000)); err != nil {
+			return err
+		}
+		return measureWrites(ctx, binary, writes{rounds: *rounds, seconds: *seconds, workers: workers, writers: writers, delays: delays, full: *full})
+	}
+}
+
+// captureFlag says how the table is watched.
+func captureFlag(f *flag.FlagSet) *capture {
+	by := byTriggers
+	f.Var(&by, "capture", "watch the table by `triggers or wal`")
+	return &by
+}
+
+func transactionFlags(f *flag.FlagSet) func(context.Context, string) error {
+	rows := f.Int("rows", 1_000_000, "rows that the transaction inserts, more than 1000")
+	rounds := f.Int("rounds", 3, "measure everything this often, in turn, and take medians")
+	interval := f.Duration("interval", 50*time.Millisecond, "how often another topic gets an event")
+	rest := f.Duration("rest", 3*time.Second, "how long that is measured before the transaction, and goes on after it")
+	return func(ctx context.Context, binary string) error {
+		if err := errors.Join(bounded("rows", *rows, 10_000_000), bounded("rounds", *rounds, 100), bounded("interval", int(*interval/time.Millisecond), 10_000),
+			bounded("rest", int(*rest/time.Millisecond), 60_000)); err != nil {
+			return err
+		}
+		if *rows <= 1000 {
+			return fmt.Errorf("--rows %d: more than 1000, so that one bulk event stands for all", *rows)
+		}
+		return measureTransaction(ctx, binary, transaction{rows: *rows, rounds: *rounds, interval: *interval, rest: *rest})
+	}
 }
 
 // fanout says how the fan-out is measured.
@@ -125,6 +163,7 @@ func fanoutFlags(f *flag.FlagSet) func(context.Context, string) error {
 
 // ingest says how it is measured what workers take in.
 type ingest struct {
+	by                       capture
 	workers                  numbers
 	writers, clients, rounds int
 	length                   time.Duration
@@ -137,12 +176,13 @@ func ingestFlags(f *flag.FlagSet) func(context.Context, string) error {
 	clients := f.Int("clients", 100, "WebSocket clients of one of the workers")
 	rounds := f.Int("rounds", 3, "measure everything this often, in turn, and take medians")
 	seconds := f.Int("seconds", 5, "how long the writers write")
+	by := captureFlag(f)
 	return func(ctx context.Context, binary string) error {
 		if err := errors.Join(bounded("workers", slices.Max(workers), 16), bounded("writers", *writers, 64), bounded("clients", *clients, 10_000),
 			bounded("rounds", *rounds, 100), bounded("seconds", *seconds, 60)); err != nil {
 			return err
 		}
-		return measureIngest(ctx, binary, ingest{workers: workers, writers: *writers, clients: *clients, rounds: *rounds, length: time.Duration(*seconds) * time.Second})
+		return measureIngest(ctx, binary, ingest{by: *by, workers: workers, writers: *writers, clients: *clients, rounds: *rounds, length: time.Duration(*seconds) * time.Second})
 	}
 }
 
@@ -180,39 +220,6 @@ func aggregateFlags(f *flag.FlagSet) func(context.Context, string) error {
 		}
 		return measureAggregates(ctx, binary, aggregates{rows: rows, rate: *rate, length: time.Duration(*seconds) * time.Second, poll: *interval})
 	}
-}
-
-// bounded refuses what would never end.
-func bounded(name string, n, most int) error {
-	if n < 1 || n > most {
-		return fmt.Errorf("--%s %d: from 1 to %d", name, n, most)
-	}
-	return nil
-}
-
-// numbers is a flag of positive numbers with commas between them.
-type numbers []int
-
-// String implements flag.Value.
-func (n *numbers) String() string {
-	texts := make([]string, len(*n))
-	for i, v := range *n {
-		texts[i] = strconv.Itoa(v)
-	}
-	return strings.Join(texts, ",")
-}
-
-// Set implements flag.Value.
-func (n *numbers) Set(text string) error {
-	*n = nil
-	for part := range strings.SplitSeq(text, ",") {
-		v, err := strconv.Atoi(part)
-		if err != nil || v < 1 {
-			return fmt.Errorf("%q is not a number of at least 1", part)
-		}
-		*n = append(*n, v)
-	}
-	return nil
 }
 
 func run(ctx context.Context, args []string) error {
@@ -263,13 +270,13 @@ type bench struct {
 // benchName is the application_name of the bench's own sessions.
 const benchName = "bench"
 
-// newBench starts a server with the tables of writes, latency and resume.
-func newBench(ctx context.Context, binary string) (*bench, error) {
+// newBench starts a server with the tables of writes, latency and resume, of which one is watched.
+func newBench(ctx context.Context, binary string, by capture) (*bench, error) {
 	b, err := startBench(ctx, binary, nil)
 	if err != nil {
 		return nil, err
 	}
-	if err := b.prepare(ctx); err != nil {
+	if err := b.prepare(ctx, by); err != nil {
 		return nil, errors.Join(err, b.close())
 	}
 	return b, nil
@@ -280,9 +287,10 @@ func startBench(ctx context.Context, binary string, settings map[string]string) 
 	if _, err := os.Stat(binary); err != nil {
 		return nil, fmt.Errorf("no binary to measure: %w (scripts/bench builds it)", err)
 	}
-	// As Postgres comes, fsync included: this is about writers.
+	// As Postgres comes, fsync included: this is about writers. But for what the WAL capture needs, which is there for
+	// all alike, so that only the capture makes the difference.
 	all := map[string]string{
-		"max_connections": "100", "shared_buffers": "256MB", "max_wal_size": "4GB", "autovacuum_naptime": "1h",
+		"max_connections": "100", "shared_buffers": "256MB", "max_wal_size": "4GB", "autovacuum_naptime": "1h", "wal_level": "logical",
 	}
 	maps.Copy(all, settings)
 	server, err := postgres.Start(ctx, postgres.Options{Settings: all})
@@ -315,10 +323,11 @@ func (b *bench) connect(ctx context.Context, database string) (*pgx.Conn, error)
 	}
 	config.RuntimeParams["application_name"] = benchName
 	config.RuntimeParams["log_statement"] = "none"
+	config.RuntimeParams["timezone"] = "UTC" // as events have it, which are compared with rows
 	return pgx.ConnectConfig(ctx, config)
 }
 
-func (b *bench) prepare(ctx context.Context) error {
+func (b *bench) prepare(ctx context.Context, by capture) error {
 	_, err := b.conn.Exec(ctx, `
 		create table unwatched (id int primary key, status text, price numeric(10,2), title text, updated timestamptz);
 		insert into unwatched select g, 'open', g, 'Boiler service at number ' || g, now() from generate_series(1, 100000) g;
@@ -326,9 +335,11 @@ func (b *bench) prepare(ctx context.Context) error {
 		create table watched (like unwatched including all); insert into watched select * from unwatched;
 		create function notify_row() returns trigger language plpgsql as
 			$$ begin perform pg_notify('bare', row_to_json(new)::text); return null; end $$;
-		create trigger notify_row after update on notifying for each row execute function notify_row();
-		select trumpet.watch('watched')`)
+		create trigger notify_row after update on notifying for each row execute function notify_row()`)
 	if err != nil {
+		return err
+	}
+	if err := b.watch(ctx, "watched", by); err != nil {
 		return err
 	}
 	_, err = b.conn.Exec(ctx, "vacuum analyze")
@@ -342,39 +353,4 @@ func (b *bench) close() error {
 		_ = b.conn.Close(ctx) // the server ends next
 	}
 	return b.server.Close(ctx)
-}
-
-// worker is a running trumpet serve.
-type worker struct {
-	cmd     *exec.Cmd
-	address string
-}
-
-// startWorker starts a worker that also hears the channel of the bare trigger, and waits until
-// it is ready.
-func (b *bench) startWorker(ctx context.Context, flags ...string) (*worker, error) {
-	port, err := freePort()
-	if err != nil {
-		return nil, err
-	}
-	w := &worker{address: fmt.Sprintf("127.0.0.1:%d", port)}
-	w.cmd = exec.Command(b.binary, append([]string{
-		"serve", "--listen", w.address, "--channels", "bare", "--drain", "0s", "--log-level", "error",
-	}, flags...)...)
-	w.cmd.Env = append(os.Environ(), "DATABASE_URL="+b.server.URL("bench"))
-	w.cmd.Stderr = os.Stderr
-	if err := w.cmd.Start(); err != nil {
-		return nil, fmt.Errorf("start worker: %w", err)
-	}
-	if err := waitReady(ctx, w.address); err != nil {
-		return nil, errors.Join(err, w.stop())
-	}
-	return w, nil
-}
-
-func (w *worker) stop() error {
-	if err := w.cmd.Process.Signal(syscall.SIGTERM); err != nil {
-		return err
-	}
-	return w.cmd.Wait()
 }

@@ -6,6 +6,7 @@ import (
 	"math"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // bars is a plot of groups of bars on a logarithmic axis, as an SVG that follows the reader's light
@@ -94,6 +95,11 @@ func thousands(v float64) string {
 	}
 	return text
 }
+
+func ratio(v float64) string  { return strconv.FormatFloat(v, 'f', 2, 64) }
+func tenths(v float64) string { return strconv.FormatFloat(v, 'f', 1, 64) }
+
+func milliseconds(d time.Duration) float64 { return float64(d) / 1e6 }
 
 // dashboardPlot draws queries per minute by number of dashboards.
 func dashboardPlot(table []situation) string {

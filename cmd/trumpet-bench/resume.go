@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"os"
 	"strconv"
 	"strings"
 	"sync"
@@ -35,7 +34,7 @@ func measureResume(ctx context.Context, binary string, clients, events int, sett
 	if err := allowFiles(clients + 100); err != nil {
 		return err
 	}
-	b, err := newBench(ctx, binary)
+	b, err := newBench(ctx, binary, byTriggers)
 	if err != nil {
 		return err
 	}
@@ -244,19 +243,4 @@ func (w *worker) counter(ctx context.Context, name string) (int64, error) {
 		}
 	}
 	return 0, fmt.Errorf("the worker has no metric %s", name)
-}
-
-// resident is how much memory a process has.
-func resident(pid int) (int64, error) {
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		return 0, err
-	}
-	for line := range strings.Lines(string(status)) {
-		if value, ok := strings.CutPrefix(line, "VmRSS:"); ok {
-			kib, err := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(value), " kB"), 10, 64)
-			return kib << 10, err
-		}
-	}
-	return 0, fmt.Errorf("process %d has no VmRSS", pid)
 }

@@ -435,6 +435,8 @@ func (c *capture) readUpTo(ctx context.Context, end pglogrepl.LSN, unflushed boo
 	began := time.Now()
 	alive := began
 	pause := 500 * time.Microsecond
+	c.stream.await(end)
+	defer c.stream.await(0)
 	for {
 		reached, full, err := c.stream.state()
 		switch {

@@ -52,7 +52,7 @@ func (d *dutyHolder) stepUntilQuiet(ctx context.Context, soon <-chan struct{}) (
 		turnPause = stepPauseMin
 		if sequenced > 0 {
 			stepped, looked = true, false
-			if err := sleep(ctx, min(max(time.Since(began), stepPauseMin), stepPauseMax)); err != nil {
+			if err := sleep(ctx, min(max(d.share()*time.Since(began), stepPauseMin), stepPauseMax)); err != nil {
 				return stepped, err
 			}
 			continue
@@ -70,6 +70,15 @@ func (d *dutyHolder) stepUntilQuiet(ctx context.Context, soon <-chan struct{}) (
 		}
 		looked = false
 	}
+}
+
+// share is how many times as long as a step the pause after it is. A step by the WAL has parts that cost the
+// same however much there is to do, on both sides.
+func (d *dutyHolder) share() time.Duration {
+	if d.capture != nil && d.capture.slot != "" {
+		return 3
+	}
+	return 1
 }
 
 // watch steps while any of the transactions is in progress, for a bounded time, and reports

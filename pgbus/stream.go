@@ -21,6 +21,8 @@ const (
 	maxUnread = 16 << 20
 	// startTimeout bounds the beginning of a stream.
 	startTimeout = 10 * time.Second
+	// lingerFor is how long reading pauses after a transaction for which nobody waits.
+	lingerFor = time.Millisecond
 	// silenceTimeout is how long the server may say nothing though it was asked. While it decodes what is not
 	// for us it says something every half of senderTimeout.
 	silenceTimeout = 8 * time.Second
@@ -35,14 +37,16 @@ type stream struct {
 	from    pglogrepl.LSN // transactions that end here or before are known
 	wake    chan struct{} // told of transactions
 
-	moved chan struct{} // one slot: reached, or the end, has changed
+	moved chan struct{} // one slot: reached is what is awaited, or reading has stopped
 	room  chan struct{} // one slot: transactions were taken
+	hurry chan struct{} // one slot: somebody waits for moved
 
 	mu      sync.Mutex
 	unread  []*wal.Transaction
 	bytes   int           // of these
 	reached pglogrepl.LSN // what was committed before is in unread, or was
 	heard   time.Time     // when the server said something
+	awaited pglogrepl.LSN // whoever waits for moved wants to get so far
 	failure error
 
 	sending   sync.Mutex
@@ -77,6 +81,7 @@ func openStream(ctx context.Context, b *Bus, slot string, from pglogrepl.LSN, ta
 		wake:      wake,
 		moved:     make(chan struct{}, 1),
 		room:      make(chan struct{}, 1),
+		hurry:     make(chan struct{}, 1),
 		confirmed: from,
 		heard:     time.Now(),
 	}, nil
@@ -187,12 +192,13 @@ func (s *stream) put(ctx context.Context, t *wal.Transaction) error {
 	s.reach(t.End)
 	for {
 		s.mu.Lock()
-		full := s.bytes > maxUnread
+		full, awaited := s.bytes > maxUnread, s.awaited > 0
 		s.mu.Unlock()
 		if !full {
-			return nil
+			return s.linger(ctx, awaited)
 		}
 		poke(s.wake)
+		poke(s.moved)
 		select {
 		case <-s.room:
 		case <-ctx.Done():
@@ -201,11 +207,41 @@ func (s *stream) put(ctx context.Context, t *wal.Transaction) error {
 	}
 }
 
+// linger lets more come before the next read, while nobody waits for it: the server sends each message by itself,
+// and to wake for each would cost more than to decode it.
+func (s *stream) linger(ctx context.Context, awaited bool) error {
+	if awaited {
+		return nil
+	}
+	timer := time.NewTimer(lingerFor)
+	defer timer.Stop()
+	select {
+	case <-s.hurry:
+	case <-timer.C:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	return nil
+}
+
 func (s *stream) reach(lsn pglogrepl.LSN) {
 	s.mu.Lock()
 	s.reached = max(s.reached, lsn)
+	there := s.awaited > 0 && s.reached >= s.awaited
 	s.mu.Unlock()
-	poke(s.moved)
+	if there {
+		poke(s.moved)
+	}
+}
+
+// await has moved told when so much was read.
+func (s *stream) await(lsn pglogrepl.LSN) {
+	s.mu.Lock()
+	s.awaited = lsn
+	s.mu.Unlock()
+	if lsn > 0 {
+		poke(s.hurry)
+	}
 }
 
 // takeUnread takes what was read and says how far that is. An error means that the stream has ended.

@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"runtime/debug"
 	"strings"
 	"time"
 
@@ -64,10 +63,8 @@ It tells systemd when it is ready and when it drains (Type=notify).`,
 			if _, err := f.database.parse(); err != nil {
 				return err
 			}
-			// Most of a worker's heap stays: clients, and the recent events. Go's default lets as much garbage
-			// gather beside it, which would be a third of what an idle client takes.
 			if os.Getenv("GOGC") == "" {
-				debug.SetGCPercent(50)
+				tuneCollector()
 			}
 			return f.serve(c.Context(), f.logs.logger(io.err))
 		},

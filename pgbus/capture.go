@@ -52,6 +52,7 @@ type capture struct {
 
 	read    pglogrepl.LSN // as in trumpet.wal_read
 	durable pglogrepl.LSN // what is read up to here survives a crash
+	pending []uint64      // transactions that were appended since then, and that no step has seen
 }
 
 type madeSlot struct {
@@ -249,7 +250,7 @@ func (c *capture) open(ctx context.Context, state walState) error {
 		cancel()
 		<-done
 	}
-	c.read, c.durable = state.lsn, state.lsn
+	c.read, c.durable, c.pending = state.lsn, state.lsn, nil
 	c.busySince, c.stale = time.Time{}, true
 	c.timer.Reset(captureTick)
 	poke(c.bus.sequencer.soon) // steps were not possible
@@ -412,9 +413,13 @@ func (c *capture) step(ctx context.Context) (sequenced int64, seen snapshot, hel
 	if err := c.d.conn.QueryRow(ctx, query, upto).Scan(&sequenced, &held); err != nil {
 		return 0, snapshot{}, false, fmt.Errorf("sequence: %w", err)
 	}
+	if sequenced >= 0 {
+		c.pending = seen.running(c.pending)
+	}
 	switch {
-	case sequenced > 0:
-		c.durable = c.read // its commit was waited for, and comes after
+	case sequenced > 0, sequenced == 0 && len(c.pending) == 0:
+		// The commit of this step, or of who sequenced them, was waited for and comes after.
+		c.durable = c.read
 	case sequenced < 0 && c.read < reached:
 		// Somebody makes a cut, and waits for this.
 		if err := c.write(ctx, &walRows{}, reached); err != nil {
@@ -498,6 +503,7 @@ func (c *capture) append(ctx context.Context, transactions []*wal.Transaction, x
 			c.bus.log.Warn("rows from the WAL could not be understood: their topics get bulk events", "rows", t.Malformed)
 		}
 		rows.add(t, xmax)
+		c.pending = append(c.pending, fullXID(t.XID, xmax))
 		if rows.bytes > maxAppend || i == len(transactions)-1 {
 			if err := c.write(ctx, &rows, t.End); err != nil {
 				return err

@@ -43,6 +43,8 @@ type sequencer struct {
 	// may not see it, where the log ended after the newest of these steps.
 	passes int
 	passed string
+	// told is the session that was told to end, and by that did nothing still: its process is frozen.
+	told string
 
 	// walChanged: tables began or ceased to be watched by the WAL, or the slot is another.
 	walChanged atomic.Bool
@@ -217,6 +219,10 @@ func (s *sequencer) passBy(ctx context.Context, d *dutyHolder) error {
 		return nil
 	}
 	s.passes = 0
+	if sequenced < 0 && holder != "" && s.told == holder {
+		return s.endReading(ctx, d)
+	}
+	s.told = holder
 	var ended int
 	// Not one that is at work, with a large batch to prune, say.
 	err = d.conn.QueryRow(ctx, `
@@ -233,6 +239,18 @@ func (s *sequencer) passBy(ctx context.Context, d *dutyHolder) error {
 		s.lookNow()
 	}
 	return nil
+}
+
+// endReading gives up the replication slot in place of whoever has the duty, whose process does not even end when it is told to:
+// otherwise nobody could step. When the duty is free, another slot is made and its topics are told.
+func (s *sequencer) endReading(ctx context.Context, d *dutyHolder) error {
+	if _, err := d.conn.Exec(ctx, "select trumpet.wal_end(true)"); err != nil {
+		return fmt.Errorf("give up the slot: %w", err)
+	}
+	s.bus.log.Error("gave up the replication slot: the session that has the sequencer's duty is frozen and cannot be ended. " +
+		"Changes of tables that are watched by the WAL are not heard until it goes")
+	_, _, err := d.step(ctx)
+	return err
 }
 
 // hold steps and sleeps until the session or ctx ends.

@@ -425,6 +425,31 @@ func TestSlotComesAndGoes(t *testing.T) {
 	}
 }
 
+// The server's process of the session that has the duty is frozen: the lock cannot be freed. Another worker gives
+// the slot up, so that everything else goes on; when the process goes, the topics are told.
+func TestFrozenDuty(t *testing.T) {
+	t.Parallel()
+	url, conn, one, r := walBus(t, nil, "create table jobs (id int primary key); select trumpet.watch('jobs', capture => 'wal')")
+	if !one.Status().Sequencing {
+		t.Fatal("the worker does not have the duty")
+	}
+	start(t, url, "w2", nil)
+	pid := query1[int](t, conn, "select pid from pg_stat_activity where application_name = 'trumpet sequencer w1'")
+	freeze(t, pid)
+	began := time.Now()
+	pgtest.Exec(t, conn, "insert into jobs values (1)")
+	r.end(t, conn)
+	if took := time.Since(began); took > 15*time.Second {
+		t.Errorf("a broadcast took %v", took)
+	}
+	thaw(t, pid)
+	waitForSlot(t, conn)
+	pgtest.Exec(t, conn, "insert into jobs values (2)")
+	if got := describe(r.end(t, conn)); !slices.Equal(got, []string{`insert {"id":2}`}) {
+		t.Errorf("got %q", got)
+	}
+}
+
 // The server's process that sends the WAL is frozen: it cannot even be ended. Everything else goes on after a
 // while, by another slot; the one of the frozen process goes when that does.
 func TestFrozenSender(t *testing.T) {

@@ -3,6 +3,7 @@ package wal
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
@@ -68,6 +69,9 @@ type column struct {
 // Decode takes the next message, and its place in the WAL. It returns a transaction with the message that
 // commits it, else nil. After an error the stream cannot be gone on with.
 func (d *Decoder) Decode(ctx context.Context, at pglogrepl.LSN, data []byte) (*Transaction, error) {
+	if d.count(at, data) {
+		return nil, nil
+	}
 	message, err := pglogrepl.Parse(data)
 	if err != nil {
 		return nil, fmt.Errorf("parse message: %w", err)
@@ -119,6 +123,31 @@ func (d *Decoder) Decode(ctx context.Context, at pglogrepl.LSN, data []byte) (*T
 		return transaction, nil
 	}
 	return nil, fmt.Errorf("an unexpected message of type %s", message.Type())
+}
+
+// count takes a row of a topic that is past its bound in this transaction without looking at it: there may be
+// millions more.
+func (d *Decoder) count(at pglogrepl.LSN, data []byte) bool {
+	if d.began == nil || len(data) < 5 {
+		return false
+	}
+	var op string
+	switch pglogrepl.MessageType(data[0]) {
+	case pglogrepl.MessageTypeInsert:
+		op = "insert"
+	case pglogrepl.MessageTypeUpdate:
+		op = "update"
+	case pglogrepl.MessageTypeDelete:
+		op = "delete"
+	default:
+		return false
+	}
+	r := d.relations[binary.BigEndian.Uint32(data[1:])]
+	if r == nil || !r.resolved || r.table == nil || !d.builder.tally(r.table.Topic).isBulk {
+		return false
+	}
+	d.builder.count(r, op, at)
+	return true
 }
 
 func newRelation(m *pglogrepl.RelationMessage) *relation {
@@ -228,10 +257,6 @@ func (d *Decoder) row(ctx context.Context, at pglogrepl.LSN, id uint32, op strin
 		d.lost(at)
 		return nil
 	case r.table == nil:
-		return nil
-	}
-	if d.builder.tally(r.table.Topic).isBulk {
-		d.builder.count(r, op, at)
 		return nil
 	}
 	oldRow, newRow, err := d.render(ctx, r, op, before, after)

@@ -21,7 +21,7 @@ func (s Subscription) Compile(t Table) (*Matcher, error) {
 		column := &t.Columns[place]
 		if column.OldUnknown {
 			return nil, Refuse(ErrFilter, "topic %s cannot be filtered by %s: its table is watched by the WAL, where only the columns that identify a row "+
-				"are known before a change; the table's owner can run: alter table %s.%s replica identity full", s.Topic, shown(c.Column), t.Schema, t.Name)
+				"are known before a change; the table's owner can run: alter table %s.%s replica identity full; and the same for each of its partitions, if it has any", s.Topic, shown(c.Column), t.Schema, t.Name)
 		}
 		if err := c.check(column); err != nil {
 			return nil, err

@@ -47,12 +47,15 @@ type capture struct {
 	stream    *stream
 	endStream func() // and wait
 
-	busySince time.Time // since when another session, which does not end, reads the slot
-	stale     bool      // there may be slots that are not needed any more
+	openedAt    time.Time // the stream
+	brokenSince time.Time // nothing has been read since then; zero: all is well
+	busySince   time.Time // since when another session, which does not end, reads the slot
+	steps       int64     // made through the present stream
+	leaving     int64     // when steps is that much, the slot is not needed; 0: it is
+	stale       bool      // there may be slots that are not needed any more
 
 	read    pglogrepl.LSN // as in trumpet.wal_read
 	durable pglogrepl.LSN // what is read up to here survives a crash
-	pending []uint64      // transactions that were appended since then, and that no step has seen
 }
 
 type madeSlot struct {
@@ -67,8 +70,10 @@ const (
 	captureTick = time.Second
 	// pauses after something failed: doubled each time.
 	capturePauseMin, capturePauseMax = 100 * time.Millisecond, time.Minute
-	// maxStreamFails is how often a stream may fail without a transaction read before its slot is given up.
-	maxStreamFails = 12
+	// maxBroken is how long there may be no stream, or one that fails again and again without a transaction read,
+	// until the slot is given up: nobody can step meanwhile. brokenPauseMax bounds the pauses between tries.
+	maxBroken      = 10 * time.Second
+	brokenPauseMax = time.Second
 	// flushAfter is how long the WAL's end may stay out of reach until it is flushed: some writer does not
 	// wait for its commit (synchronous_commit = off), or has not ended.
 	flushAfter = 2 * time.Millisecond
@@ -168,18 +173,28 @@ func (c *capture) tend(ctx context.Context) error {
 	case state.slot == "" && !state.wanted:
 		return c.dropStale(ctx) // one that was left behind
 	case state.slot == "":
-		if c.endMaking == nil {
+		if c.endMaking == nil && c.made == nil {
 			c.startMaking(ctx)
 		}
 		return nil
 	case c.stream == nil:
 		return c.open(ctx, state)
-	case !state.wanted && len(state.tables) == 0:
-		return c.end(ctx)
+	case !state.wanted:
+		// What was written before the last table went is read first.
+		if c.leaving == 0 {
+			c.leaving = c.steps + 1
+		}
+		if c.steps >= c.leaving {
+			return c.end(ctx)
+		}
+		c.again(capturePauseMin)
+		poke(c.bus.sequencer.soon)
+		return nil
 	case c.stale:
-		return c.dropStale(ctx)
+		err = c.dropStale(ctx)
 	}
-	return nil
+	c.leaving = 0
+	return err
 }
 
 // walState is what trumpet.wal_state says.
@@ -236,6 +251,15 @@ func (c *capture) begin(ctx context.Context) error {
 
 // open opens the stream of the slot that there is.
 func (c *capture) open(ctx context.Context, state walState) error {
+	resumeCtx, cancelResume := context.WithTimeout(ctx, stepTimeout)
+	defer cancelResume()
+	var moved bool
+	if err := c.d.conn.QueryRow(resumeCtx, "select trumpet.wal_resume()").Scan(&moved); err != nil {
+		return fmt.Errorf("resume reading the WAL: %w", err)
+	}
+	if moved {
+		c.bus.log.Warn("reading the WAL on another timeline, after a fail-over: its topics get bulk events")
+	}
 	s, err := openStream(ctx, c.bus, state.slot, state.lsn, state.tables, c.bus.sequencer.soon)
 	if err != nil {
 		return c.lose(ctx, err)
@@ -250,8 +274,9 @@ func (c *capture) open(ctx context.Context, state walState) error {
 		cancel()
 		<-done
 	}
-	c.read, c.durable, c.pending = state.lsn, state.lsn, nil
-	c.busySince, c.stale = time.Time{}, true
+	c.read, c.durable = state.lsn, state.lsn
+	c.openedAt = time.Now()
+	c.busySince, c.stale, c.steps, c.leaving = time.Time{}, true, 0, 0
 	c.timer.Reset(captureTick)
 	poke(c.bus.sequencer.soon) // steps were not possible
 	return nil
@@ -280,9 +305,17 @@ func (c *capture) lose(ctx context.Context, why error) error {
 			return nil
 		}
 	}
-	if !slotLost(why) && c.fails < maxStreamFails && (c.busySince.IsZero() || time.Since(c.busySince) < maxBusy) {
+	if !c.openedAt.IsZero() && time.Since(c.openedAt) > maxBroken {
+		c.brokenSince, c.fails = time.Time{}, 0 // it went well for long
+	}
+	c.openedAt = time.Time{}
+	if c.brokenSince.IsZero() {
+		c.brokenSince = time.Now()
+	}
+	if !slotLost(why) && time.Since(c.brokenSince) < maxBroken && (c.busySince.IsZero() || time.Since(c.busySince) < maxBusy) {
 		c.bus.log.Warn("the stream of the WAL has ended, opening it again", "error", why)
-		c.failed()
+		c.fails++
+		c.again(jitter(min(capturePauseMin<<min(c.fails, 20), brokenPauseMax)))
 		return nil
 	}
 	c.bus.log.Error("giving up the replication slot: clients of its topics are told by bulk events", "slot", c.slot, "error", why)
@@ -291,7 +324,7 @@ func (c *capture) lose(ctx context.Context, why error) error {
 	if _, err := c.d.conn.Exec(sqlCtx, "select trumpet.wal_end(true)"); err != nil {
 		return fmt.Errorf("give up the slot: %w", err)
 	}
-	c.slot, c.busySince = "", time.Time{}
+	c.slot, c.busySince, c.brokenSince = "", time.Time{}, time.Time{}
 	c.failed()
 	poke(c.bus.sequencer.soon) // steps are possible again
 	return nil
@@ -386,8 +419,11 @@ func (c *capture) step(ctx context.Context) (sequenced int64, seen snapshot, hel
 	if c.stream == nil {
 		return 0, snapshot{}, false, errBroken
 	}
+	appended := c.read
 	var upto, end, flushed string
-	row := c.d.conn.QueryRow(ctx, "select pg_current_snapshot()::text, pg_current_wal_insert_lsn()::text, pg_current_wal_flush_lsn()::text")
+	queryCtx, cancel := context.WithTimeout(ctx, stepTimeout)
+	defer cancel()
+	row := c.d.conn.QueryRow(queryCtx, "select pg_current_snapshot()::text, pg_current_wal_insert_lsn()::text, pg_current_wal_flush_lsn()::text")
 	if err := row.Scan(&upto, &end, &flushed); err != nil {
 		return 0, snapshot{}, false, fmt.Errorf("take snapshot: %w", err)
 	}
@@ -406,23 +442,23 @@ func (c *capture) step(ctx context.Context) (sequenced int64, seen snapshot, hel
 	if err != nil {
 		return 0, snapshot{}, false, err
 	}
+	// The server sends what is on disk only: what was appended before the WAL ended there is safe.
+	c.durable = max(c.durable, appended)
 	query := "select sequenced, sequenced > 0 and pg_try_advisory_lock(1953656176, 1) from trumpet.sequence_until($1::text::pg_snapshot)"
 	if c.d.holding {
 		query = "select sequenced, false from trumpet.sequence_until($1::text::pg_snapshot)"
 	}
-	if err := c.d.conn.QueryRow(ctx, query, upto).Scan(&sequenced, &held); err != nil {
+	stepCtx, cancelStep := context.WithTimeout(ctx, stepTimeout)
+	defer cancelStep()
+	if err := c.d.conn.QueryRow(stepCtx, query, upto).Scan(&sequenced, &held); err != nil {
 		return 0, snapshot{}, false, fmt.Errorf("sequence: %w", err)
 	}
-	if sequenced >= 0 {
-		c.pending = seen.running(c.pending)
-	}
 	switch {
-	case sequenced > 0, sequenced == 0 && len(c.pending) == 0:
-		// The commit of this step, or of who sequenced them, was waited for and comes after.
-		c.durable = c.read
+	case sequenced > 0:
+		c.durable = c.read // its commit was waited for, and comes after
 	case sequenced < 0 && c.read < reached:
 		// Somebody makes a cut, and waits for this.
-		if err := c.write(ctx, &walRows{}, reached); err != nil {
+		if err := c.write(ctx, &walRows{}, reached, false); err != nil {
 			return 0, snapshot{}, false, err
 		}
 	}
@@ -431,11 +467,12 @@ func (c *capture) step(ctx context.Context) (sequenced int64, seen snapshot, hel
 	} else {
 		c.stream.confirm(c.durable)
 	}
+	c.steps++
 	return sequenced, seen, held, nil
 }
 
 // readUpTo reads until everything that was committed before end has been read, and appends it. It returns
-// how far it came.
+// how far it came. However long that takes: the server has to say something now and then.
 func (c *capture) readUpTo(ctx context.Context, end pglogrepl.LSN, unflushed bool, xmax uint64) (reached pglogrepl.LSN, err error) {
 	began := time.Now()
 	alive := began
@@ -452,23 +489,29 @@ func (c *capture) readUpTo(ctx context.Context, end pglogrepl.LSN, unflushed boo
 			if err != nil {
 				return 0, errBroken
 			}
-			if err := c.append(ctx, transactions, xmax); err != nil {
+			if err := c.append(ctx, transactions, xmax, full); err != nil {
 				return 0, err
 			}
 			if taken >= end {
 				return taken, nil
 			}
+			// A backlog: the server need not keep what is done of it.
+			c.durable = c.read
+			c.stream.confirm(c.durable)
+			if err := c.stream.report(false); err != nil {
+				return 0, errBroken
+			}
 			continue
 		}
 		if unflushed && time.Since(began) > flushAfter {
 			// A transaction that writes something: its commit flushes what is before.
-			if _, err := c.d.conn.Exec(ctx, "select pg_logical_emit_message(true, 'trumpet flush', '')"); err != nil {
+			if err := c.exec(ctx, "select pg_logical_emit_message(true, 'trumpet flush', '')"); err != nil {
 				return 0, fmt.Errorf("flush the WAL: %w", err)
 			}
 			unflushed = false
 		}
 		if time.Since(alive) > signOfLife {
-			if _, err := c.d.conn.Exec(ctx, "select 1"); err != nil {
+			if err := c.exec(ctx, "select 1"); err != nil {
 				return 0, fmt.Errorf("show a sign of life: %w", err)
 			}
 			alive = time.Now()
@@ -494,8 +537,15 @@ func (c *capture) readUpTo(ctx context.Context, end pglogrepl.LSN, unflushed boo
 	}
 }
 
-// append writes transactions to trumpet.record, and how far they go.
-func (c *capture) append(ctx context.Context, transactions []*wal.Transaction, xmax uint64) error {
+func (c *capture) exec(ctx context.Context, query string) error {
+	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
+	defer cancel()
+	_, err := c.d.conn.Exec(ctx, query)
+	return err
+}
+
+// append writes transactions to trumpet.record, and how far they go; with wait, onto disk.
+func (c *capture) append(ctx context.Context, transactions []*wal.Transaction, xmax uint64, wait bool) error {
 	var rows walRows
 	for i, t := range transactions {
 		if t.Malformed > 0 {
@@ -503,9 +553,8 @@ func (c *capture) append(ctx context.Context, transactions []*wal.Transaction, x
 			c.bus.log.Warn("rows from the WAL could not be understood: their topics get bulk events", "rows", t.Malformed)
 		}
 		rows.add(t, xmax)
-		c.pending = append(c.pending, fullXID(t.XID, xmax))
 		if rows.bytes > maxAppend || i == len(transactions)-1 {
-			if err := c.write(ctx, &rows, t.End); err != nil {
+			if err := c.write(ctx, &rows, t.End, wait); err != nil {
 				return err
 			}
 			rows = walRows{}
@@ -514,21 +563,23 @@ func (c *capture) append(ctx context.Context, transactions []*wal.Transaction, x
 	return nil
 }
 
-func (c *capture) write(ctx context.Context, rows *walRows, reached pglogrepl.LSN) error {
+func (c *capture) write(ctx context.Context, rows *walRows, reached pglogrepl.LSN, wait bool) error {
+	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
+	defer cancel()
 	var tables *string
 	if rows.tables != nil {
 		text := rows.tables.String()
 		tables = &text
 	}
 	var late []string
-	err := c.d.conn.QueryRow(ctx, "select late from trumpet.wal_append($1::text::pg_lsn, $2::text::json, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
+	err := c.d.conn.QueryRow(ctx, "select late from trumpet.wal_append($1::text::pg_lsn, $2::text::json, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
 		reached.String(), tables, rows.committed, rows.lsns, rows.xids, rows.at, rows.topics, rows.ops, rows.statements,
-		rows.counts, rows.keys, rows.befores, rows.afters).Scan(&late)
+		rows.counts, rows.keys, rows.befores, rows.afters, wait).Scan(&late)
 	if err != nil {
 		return fmt.Errorf("append what was read from the WAL: %w", err)
 	}
 	c.read = reached
-	c.fails = 0
+	c.fails, c.brokenSince = 0, time.Time{}
 	if rows.tables != nil {
 		c.again(0) // perhaps none is watched any more
 	}

@@ -124,8 +124,6 @@ func (d *dutyHolder) watch(ctx context.Context, transactions []uint64, soon <-ch
 // NOTIFY's own lock. Without anything to sequence it does not take it, even for a moment: a writer
 // that failed to get it just then would not be looked for any more.
 func (d *dutyHolder) step(ctx context.Context) (sequenced int64, seen snapshot, err error) {
-	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
-	defer cancel()
 	if d.capture != nil && d.capture.slot != "" {
 		var held bool
 		if sequenced, seen, held, err = d.capture.step(ctx); err != nil {
@@ -134,6 +132,8 @@ func (d *dutyHolder) step(ctx context.Context) (sequenced int64, seen snapshot, 
 		d.stepped(sequenced, seen, held)
 		return sequenced, seen, nil
 	}
+	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
+	defer cancel()
 	query := "select sequenced, snapshot::text, sequenced > 0 and pg_try_advisory_lock(1953656176, 1) from trumpet.sequence()"
 	if d.holding {
 		query = "select sequenced, snapshot::text, false from trumpet.sequence()"

@@ -182,7 +182,8 @@ func (s *stream) take(ctx context.Context, data []byte) error {
 
 // put adds a transaction, and waits while too many are unread.
 func (s *stream) put(ctx context.Context, t *wal.Transaction) error {
-	if t.End > s.from && (len(t.Records) > 0 || t.Tables != nil) {
+	wanted := t.End > s.from && (len(t.Records) > 0 || t.Tables != nil)
+	if wanted {
 		s.mu.Lock()
 		s.unread = append(s.unread, t)
 		s.bytes += t.Bytes()
@@ -195,7 +196,10 @@ func (s *stream) put(ctx context.Context, t *wal.Transaction) error {
 		full, awaited := s.bytes > maxUnread, s.awaited > 0
 		s.mu.Unlock()
 		if !full {
-			return s.linger(ctx, awaited)
+			if awaited || !wanted {
+				return nil
+			}
+			return s.linger(ctx)
 		}
 		poke(s.wake)
 		poke(s.moved)
@@ -209,10 +213,7 @@ func (s *stream) put(ctx context.Context, t *wal.Transaction) error {
 
 // linger lets more come before the next read, while nobody waits for it: the server sends each message by itself,
 // and to wake for each would cost more than to decode it.
-func (s *stream) linger(ctx context.Context, awaited bool) error {
-	if awaited {
-		return nil
-	}
+func (s *stream) linger(ctx context.Context) error {
 	timer := time.NewTimer(lingerFor)
 	defer timer.Stop()
 	select {
@@ -265,7 +266,7 @@ func (s *stream) state() (reached pglogrepl.LSN, full bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	err = s.failure
-	if err == nil && s.bytes == 0 && time.Since(s.heard) > silenceTimeout {
+	if err == nil && s.bytes <= maxUnread && time.Since(s.heard) > silenceTimeout {
 		err = errSilent
 	}
 	return s.reached, s.bytes > maxUnread, err

@@ -397,9 +397,15 @@ func (d *Decoder) truncate(ctx context.Context, at pglogrepl.LSN, ids []uint32) 
 	return nil
 }
 
-// leaves are the partitions of a table that hold rows, now.
+// leaves are the partitions of a table that hold rows, now. Not by pg_partition_tree(), which would wait for
+// whoever has one of them locked, and everybody with it.
 func (d *Decoder) leaves(ctx context.Context, root uint32) ([]uint32, error) {
-	rows, err := d.db.Query(ctx, "select p.relid::oid from pg_catalog.pg_partition_tree($1::oid::regclass) p where p.isleaf", root)
+	rows, err := d.db.Query(ctx, `
+		with recursive tree as (
+		  select $1::oid as id
+		  union all
+		  select i.inhrelid from pg_catalog.pg_inherits i join tree on i.inhparent = tree.id)
+		select tree.id from tree join pg_catalog.pg_class c on c.oid = tree.id where c.relkind <> 'p'`, root)
 	if err != nil {
 		return nil, fmt.Errorf("read partitions: %w", err)
 	}

@@ -22,9 +22,11 @@ drop function trumpet.watch(regclass, text[], text[], text, int, int, text);
 drop function trumpet.unpublish(regclass);
 drop function trumpet.publish(regclass, text[], text[]);
 drop function trumpet.create_publication();
-drop function trumpet.wal_append(pg_lsn, json, text[], text[], text[], bigint[], text[], text[], text[], bigint[], text[], text[], text[]);
+drop function trumpet.wal_append(pg_lsn, json, text[], text[], text[], bigint[], text[], text[], text[], bigint[], text[], text[], text[], boolean);
 drop function trumpet.wal_end(boolean);
 drop function trumpet.wal_begin(name, pg_lsn);
+drop function trumpet.wal_resume();
+drop function trumpet.timeline();
 drop function trumpet.wal_pulse();
 drop function trumpet.wal_state();
 drop function trumpet.cut_until(pg_snapshot, pg_lsn);
@@ -33,6 +35,7 @@ drop function trumpet.sequence_until(pg_snapshot);
 drop function trumpet.step(boolean, pg_snapshot);
 drop function trumpet.watched_columns(text);
 drop view trumpet.watched;
+drop function trumpet.known_columns(regclass);
 drop function trumpet.identity_columns(regclass);
 
 create view trumpet.watched as

@@ -29,9 +29,10 @@ create table trumpet.wal_table (
 
 -- The slot, while there is one.
 create table trumpet.wal_slot (
-  one     boolean primary key default true check (one),
-  name    name not null,
-  made_at timestamptz not null default now()
+  one      boolean primary key default true check (one),
+  name     name not null,
+  made_at  timestamptz not null default now(),
+  timeline text not null            -- of the server; '' if it does not tell
 );
 
 -- How far the WAL has been read: the changes of every transaction whose commit ends at lsn or before are in
@@ -292,6 +293,29 @@ language sql stable security definer set search_path = pg_catalog, pg_temp set j
    where s.wanted or s.slot is not null
 $$;
 
+-- Which of its histories the server is in (PostgreSQL manual, 26.3.6).
+create function trumpet.timeline() returns text
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+  return left(pg_walfile_name(pg_current_wal_insert_lsn()), 8);
+exception when insufficient_privilege then
+  return '';                               -- some hosted servers keep it to themselves
+end $$;
+
+-- A slot goes on to be read. After a fail-over to a standby that kept the slot it may be ahead of what that standby had
+-- of trumpet.wal_read: what is in between is not sent again. So the topics are told, by bulk events. Returns whether.
+create function trumpet.wal_resume() returns boolean
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+  update trumpet.wal_slot s set timeline = trumpet.timeline() where s.timeline <> trumpet.timeline();
+  if not found then
+    return false;
+  end if;
+  insert into trumpet.record (topic, op, rows)
+  select t.topic, 'bulk', 0 from trumpet.wal_table t join pg_class c on c.oid = t.id order by t.topic;
+  return true;
+end $$;
+
 -- A slot begins: the WAL is read from lsn on. Whatever was committed before is in no record, so each topic
 -- gets a bulk event. False if watches are being changed just now: try again.
 create function trumpet.wal_begin(slot name, lsn pg_lsn) returns boolean
@@ -302,17 +326,19 @@ begin
   end if;
   delete from trumpet.wal_slot;
   delete from trumpet.wal_read;
-  insert into trumpet.wal_slot (name) values (wal_begin.slot);
+  insert into trumpet.wal_slot (name, timeline) values (wal_begin.slot, trumpet.timeline());
   insert into trumpet.wal_read (lsn, tables)
   select wal_begin.lsn, coalesce(json_object_agg(t.id, json_build_object('topic', t.topic, 'key', t.key, 'columns', t.columns,
            'max_rows', t.max_rows, 'max_bytes', t.max_bytes, 'partitioned', t.partitioned)), '{}')
-    from trumpet.wal_table t;
+    from trumpet.wal_table t join pg_class c on c.oid = t.id;
   insert into trumpet.record (topic, op, rows)
-  select t.topic, 'bulk', 0 from trumpet.wal_table t order by t.topic;
+  select t.topic, 'bulk', 0 from trumpet.wal_table t join pg_class c on c.oid = t.id order by t.topic;
   return true;
 end $$;
 
 -- The slot is no more, or is about to be dropped. Unless forced, only if no table needs it: false if one does.
+-- If forced, what was not read is lost. Topics of tables that went to triggers meanwhile are told at once, by
+-- bulk events; the others when another slot begins.
 create function trumpet.wal_end(forced boolean) returns boolean
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
@@ -320,6 +346,11 @@ begin
     if not pg_try_advisory_xact_lock_shared(1953656176, 5) or (select w.wanted from trumpet.wal_state() w) then
       return false;
     end if;
+  else
+    insert into trumpet.record (topic, op, rows)
+    select l.value ->> 'topic', 'bulk', 0
+      from (select r.tables from trumpet.wal_read r order by r.lsn desc limit 1) newest, json_each(newest.tables) l
+     where l.key::oid not in (select w.id from trumpet.wal_table w);
   end if;
   delete from trumpet.wal_slot;
   delete from trumpet.wal_read;
@@ -330,14 +361,14 @@ end $$;
 -- settings as of there, null if they are what they were. The arrays have one element for each record, in
 -- their order; '' stands for null.
 --
--- Not waited for: the step that follows is, and its place in the WAL is behind. What a crash takes
--- back in between is read once more.
+-- wait: until it is on disk. Else a crash may take it back, and then it is read once more; the step that
+-- follows is waited for, and comes later in the WAL.
 --
 -- late: topics of records that come too late, because a step has passed their transaction; those are left
 -- out. That can be so right after a slot began; the topics get a bulk event.
 create function trumpet.wal_append(
   reached pg_lsn, tables json, committed text[], lsns text[], xids text[], at_micros bigint[], topics text[], ops text[],
-  statements text[], counts bigint[], keys text[], befores text[], afters text[], out late text[])
+  statements text[], counts bigint[], keys text[], befores text[], afters text[], wait boolean, out late text[])
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off set enable_mergejoin = off
@@ -347,7 +378,9 @@ declare
   newest trumpet.wal_read;
   passed pg_snapshot;
 begin
-  perform set_config('synchronous_commit', 'off', true);
+  if not wait then
+    perform set_config('synchronous_commit', 'off', true);
+  end if;
   select r.* into newest from trumpet.wal_read r order by r.lsn desc limit 1;
   if not found or newest.lsn > reached or not exists (select from trumpet.wal_slot) then
     raise exception 'trumpet: the WAL has been read up to % by another session', newest.lsn
@@ -369,7 +402,8 @@ begin
   end if;
   if newest.lsn < reached then
     insert into trumpet.wal_read (lsn, tables) values (reached, coalesce(wal_append.tables, newest.tables));
-    delete from trumpet.wal_read r where r.lsn < reached;
+    -- By its key: looking for all that are less would visit every dead row that a long transaction keeps.
+    delete from trumpet.wal_read r where r.lsn = newest.lsn;
   elsif wal_append.tables is not null then
     update trumpet.wal_read r set tables = wal_append.tables where r.lsn = reached;
   end if;
@@ -381,6 +415,7 @@ language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   here bigint := (select s.system_identifier from pg_control_system() s);
   head bigint;
+  tables trumpet.wal_table[];
 begin
   if here = (select c.system_identifier from trumpet.cluster c) then
     return false;
@@ -394,7 +429,11 @@ begin
   delete from trumpet.log;
   delete from trumpet.wal_slot;            -- slots are not dumped
   delete from trumpet.wal_read;
-  update trumpet.wal_table w set id = w.relation where w.id <> w.relation;
+  -- Tables have other ids here, and one may have another's.
+  tables := array(select w from trumpet.wal_table w);
+  delete from trumpet.wal_table;
+  insert into trumpet.wal_table (id, relation, topic, key, columns, max_rows, max_bytes, partitioned)
+  select t.relation, t.relation, t.topic, t.key, t.columns, t.max_rows, t.max_bytes, t.partitioned from unnest(tables) t;
   delete from trumpet.record r where pg_visible_in_snapshot(r.xid, pg_current_snapshot()) or r.xid >= pg_current_xact_id();
   insert into trumpet.log (position, tag, last_ordinal, more, bytes, snapshot)
   values (head, (floor(random() * 4294967296) - 2147483648)::int, 0, false, 0, pg_current_snapshot());
@@ -412,8 +451,19 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
     from pg_class c where c.oid = relation
 $$;
 
+-- The same for a topic's table: of a partitioned one, whose rows are in its partitions, what is known of all of them.
+create function trumpet.known_columns(relation regclass) returns text[]
+language sql stable set search_path = pg_catalog, pg_temp set jit = off as $$
+  with recursive tree as (
+    select $1::oid as id
+    union all
+    select i.inhrelid from pg_inherits i join tree on i.inhparent = tree.id)
+  select i.columns from (select trumpet.identity_columns(t.id) as columns from tree t join pg_class c on c.oid = t.id where c.relkind <> 'p') i
+   order by i.columns is null, cardinality(i.columns) limit 1
+$$;
+
 -- The watched tables and their partitions, read from the triggers and from the publication.
--- identity: what is known of a row before its change; null: all.
+-- identity: what is known of a row before its change; null: all. Of a partitioned table: in every partition.
 create or replace view trumpet.watched as
   select t.tgrelid::regclass as relation,
          a.args[1] as topic,
@@ -436,10 +486,15 @@ create or replace view trumpet.watched as
   select m.relation, w.topic, w.key, w.columns, w.max_rows, w.max_bytes, m.relation <> w.relation,
          exists (select from pg_catalog.pg_publication_rel r join pg_catalog.pg_publication p on p.oid = r.prpubid
                   where p.pubname = 'trumpet' and r.prrelid = w.relation),
-         'wal', trumpet.identity_columns(m.relation)
+         'wal', case when w.partitioned and m.relation = w.relation then trumpet.known_columns(m.relation) else trumpet.identity_columns(m.relation) end
     from trumpet.wal_table w
     join pg_catalog.pg_class c on c.oid = w.relation,
-         lateral (select w.relation union select p.relid from pg_catalog.pg_partition_tree(w.relation) p) m(relation);
+         -- Not pg_partition_tree(), which waits for whoever has a partition locked.
+         lateral (with recursive tree as (
+                    select w.id
+                    union all
+                    select i.inhrelid from pg_catalog.pg_inherits i join tree on i.inhparent = tree.id where w.partitioned)
+                  select tree.id::regclass from tree) m(relation);
 
 -- The publication, made when the first table needs it.
 create function trumpet.create_publication() returns void
@@ -493,6 +548,11 @@ begin
       using errcode = 'feature_not_supported',
             hint = 'Name the others, columns => ''{…}'', or leave capture out, for triggers.';
   end if;
+  if class.relkind = 'p' and not exists (select from pg_index i where i.indrelid = publish.relation and i.indisprimary) then
+    raise exception 'trumpet: % is partitioned and has no primary key: UPDATE and DELETE of partitions to come would fail', relation
+      using errcode = 'object_not_in_prerequisite_state',
+            hint = format('alter table %s add primary key (…); or leave capture out, for triggers.', relation);
+  end if;
   for part in
     select c.oid::regclass as relation, c.relkind, trumpet.identity_columns(c.oid) as identity
       from pg_class c where c.oid = publish.relation or c.oid in (select t.relid from pg_partition_tree(publish.relation) t)
@@ -525,6 +585,11 @@ language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
   if not exists (select from trumpet.wal_table w where w.relation = unpublish.relation) then
     return false;
+  end if;
+  if not exists (select from trumpet.wal_slot) then
+    -- Nobody has read what was written since it was published.
+    insert into trumpet.record (topic, op, rows)
+    select w.topic, 'bulk', 0 from trumpet.wal_table w where w.relation = unpublish.relation;
   end if;
   delete from trumpet.wal_table w
    where w.relation = unpublish.relation or not exists (select from pg_class c where c.oid = w.relation);  -- dropped since
@@ -713,7 +778,7 @@ begin
   execute format('grant usage on schema trumpet to %I', owner_role);
   execute format('grant select on trumpet.watched, trumpet.wal_table to %I', owner_role);
   execute format('grant execute on function trumpet.watch(regclass, text[], text[], text, int, int, text), trumpet.unwatch(regclass),
-    trumpet.drop_triggers(regclass), trumpet.valid_topic(text), trumpet.capture(), trumpet.identity_columns(regclass), trumpet.publish(regclass, text[], text[]),
+    trumpet.drop_triggers(regclass), trumpet.valid_topic(text), trumpet.capture(), trumpet.publish(regclass, text[], text[]),
     trumpet.unpublish(regclass) to %I', owner_role);
 end $$;
 
@@ -724,19 +789,22 @@ begin
   execute format('grant usage on schema trumpet to %I', worker_role);
   execute format('grant select on trumpet.migration, trumpet.cluster, trumpet.live, trumpet.live_result, trumpet.live_queries, trumpet.wal_table, trumpet.wal_slot to %I', worker_role);
   execute format('grant execute on function trumpet.sequence(), trumpet.sequence_until(pg_snapshot), trumpet.cut(), trumpet.cut_until(pg_snapshot, pg_lsn),
-    trumpet.wal_state(), trumpet.wal_pulse(), trumpet.wal_begin(name, pg_lsn), trumpet.wal_end(boolean),
-    trumpet.wal_append(pg_lsn, json, text[], text[], text[], bigint[], text[], text[], text[], bigint[], text[], text[], text[]),
+    trumpet.wal_state(), trumpet.wal_pulse(), trumpet.wal_begin(name, pg_lsn), trumpet.wal_resume(), trumpet.wal_end(boolean),
+    trumpet.wal_append(pg_lsn, json, text[], text[], text[], bigint[], text[], text[], text[], bigint[], text[], text[], text[], boolean),
     trumpet.watched_columns(text), trumpet.head(), trumpet.recent(int),
     trumpet.read_log(bigint, int, int, bigint, int, bigint), trumpet.common_position(bigint[], int[]),
     trumpet.prune(interval, bigint, int), trumpet.publish_result(text, bigint, bigint, json, text, text), trumpet.live_results(), trumpet.live_state(),
     trumpet.verify_cluster(), trumpet.broadcast(text, jsonb) to %I', worker_role);
 end $$;
 
-revoke execute on function trumpet.place(), trumpet.step(boolean, pg_snapshot), trumpet.sequence_until(pg_snapshot), trumpet.cut(), trumpet.cut_until(pg_snapshot, pg_lsn),
-  trumpet.wal_state(), trumpet.wal_pulse(), trumpet.wal_begin(name, pg_lsn), trumpet.wal_end(boolean),
-  trumpet.wal_append(pg_lsn, json, text[], text[], text[], bigint[], text[], text[], text[], bigint[], text[], text[], text[]),
-  trumpet.identity_columns(regclass), trumpet.create_publication(), trumpet.publish(regclass, text[], text[]), trumpet.unpublish(regclass),
+revoke execute on function trumpet.place(), trumpet.timeline(), trumpet.step(boolean, pg_snapshot), trumpet.sequence_until(pg_snapshot), trumpet.cut(), trumpet.cut_until(pg_snapshot, pg_lsn),
+  trumpet.wal_state(), trumpet.wal_pulse(), trumpet.wal_begin(name, pg_lsn), trumpet.wal_resume(), trumpet.wal_end(boolean),
+  trumpet.wal_append(pg_lsn, json, text[], text[], text[], bigint[], text[], text[], text[], bigint[], text[], text[], text[], boolean),
+  trumpet.create_publication(), trumpet.publish(regclass, text[], text[]), trumpet.unpublish(regclass),
   trumpet.watch(regclass, text[], text[], text, int, int, text), trumpet.watched_columns(text) from public;
+
+-- Whoever may read trumpet.watched calls them; they read catalogs only.
+grant execute on function trumpet.identity_columns(regclass), trumpet.known_columns(regclass) to public;
 
 -- Who could watch before, and who ran workers, goes on to.
 do $$

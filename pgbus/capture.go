@@ -411,7 +411,7 @@ func (c *capture) dropStale(ctx context.Context) error {
 // beside a slot whose reader is frozen: slotNames is the condition for all of them.
 const (
 	slotName  = "(select 'trumpet_' || oid from pg_database where datname = current_database())"
-	slotNames = "s.database = current_database() and (s.slot_name = " + slotName + " or s.slot_name like " + slotName + ` || '\_%')`
+	slotNames = "s.slot_name ~ ('^' || " + slotName + " || '(_[1-9])?$')"
 )
 
 // step makes one step of the sequencer with what it sees read from the WAL.

@@ -12,7 +12,8 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// MessagePrefix is that of the logical decoding messages that trumpet.broadcast writes between changes.
+// MessagePrefix is that of the logical decoding messages that trumpet.place leaves between changes, where a record of a
+// trigger or a broadcast stands.
 const MessagePrefix = "trumpet"
 
 // Decoder turns the messages of one stream into transactions. It is one goroutine's.

@@ -9,7 +9,6 @@ import (
 // walTable is a table watched by the WAL, or a partition of one.
 type walTable struct {
 	Name          string // as SQL
-	Raw           string // what a regclass is read from
 	Topic         string
 	Key, Columns  []string
 	MaxRows       int
@@ -25,13 +24,12 @@ type walTable struct {
 }
 
 const walTables = `
-	select format('%I.%I', n.nspname, c.relname), format('%I.%I', n.nspname, c.relname), w.topic, w.key, coalesce(w.columns, '{}'), w.max_rows, w.max_bytes,
+	select format('%I.%I', n.nspname, c.relname), w.topic, w.key, coalesce(w.columns, '{}'), w.max_rows, w.max_bytes,
 	       c.oid <> w.relation, p.oid is not null,
 	       array(select a.attname::text from pg_attribute a where a.attrelid = w.relation
 	                and a.attnum in (select x::int from jsonb_array_elements_text(coalesce(nullif(to_jsonb(p)->'prattrs', 'null'), '[]')) x)),
 	       c.relreplident = 'f',
-	       array(select a.attname::text from pg_index i join pg_attribute a on a.attrelid = i.indrelid and a.attnum = any (i.indkey)
-	              where i.indrelid = c.oid and case c.relreplident when 'd' then i.indisprimary when 'i' then i.indisreplident end),
+	       coalesce(trumpet.identity_columns(c.oid), '{}'),
 	       array(select a.attname::text from pg_attribute a where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped),
 	       array(select a.attname::text from pg_attribute a where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped and a.attgenerated = 's'),
 	       current_setting('server_version_num')::int
@@ -40,7 +38,7 @@ const walTables = `
 	  join pg_class c on c.oid = m.id
 	  join pg_namespace n on n.oid = c.relnamespace
 	  left join (select r.* from pg_publication_rel r join pg_publication b on b.oid = r.prpubid and b.pubname = 'trumpet') p on p.prrelid = w.relation
-	 order by 3, c.oid <> w.relation, 1 limit 10000`
+	 order by 2, c.oid <> w.relation, 1 limit 10000`
 
 // wal: tables that are watched by the WAL are published so that nobody's statement fails, and somebody
 // reads the slot.
@@ -123,7 +121,7 @@ func (e *examination) published(w *walTable) {
 		shown := slices.DeleteFunc(slices.Clone(w.Generated), func(name string) bool { return len(w.Columns) > 0 && !slices.Contains(w.Columns, name) })
 		if len(shown) > 0 {
 			e.add(Warning, "events of "+w.Name+" leave out the generated column "+names(shown)+": the WAL's readers get none before PostgreSQL 18",
-				"select trumpet.watch("+literal(w.Raw)+"); -- by triggers")
+				"select trumpet.watch("+literal(w.Name)+"); -- by triggers")
 		}
 	}
 }
@@ -133,7 +131,7 @@ func (w *walTable) again() string {
 	if w.IsPartition {
 		return "-- watch the table that it is a partition of again"
 	}
-	statement := "select trumpet.watch(" + literal(w.Raw)
+	statement := "select trumpet.watch(" + literal(w.Name)
 	if len(w.Columns) > 0 {
 		statement += ", columns => " + textArray(slices.DeleteFunc(slices.Clone(w.Columns), func(name string) bool { return !slices.Contains(w.Attributes, name) }))
 	}
@@ -181,7 +179,7 @@ func (e *examination) slot(wanted bool) error {
 		       coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), s.confirmed_flush_lsn), 0)::bigint,
 		       current_setting('max_slot_wal_keep_size') <> '-1'
 		  from (select s.* from pg_replication_slots s
-		         where s.database = current_database() and s.slot_name like 'trumpet\_' || (select d.oid from pg_database d where d.datname = current_database()) || '%') s
+		         where s.slot_name ~ format('^trumpet_%s(_[1-9])?$', (select d.oid from pg_database d where d.datname = current_database()))) s
 		  full join trumpet.wal_slot k on k.name = s.slot_name order by 2 desc, 1`)
 	if err != nil {
 		return err

@@ -4,7 +4,9 @@ declare
   slot record;
 begin
   for slot in
-    select s.slot_name, s.active from trumpet.wal_slot w join pg_catalog.pg_replication_slots s on s.slot_name operator(pg_catalog.=) w.name
+    select s.slot_name, s.active from pg_catalog.pg_replication_slots s
+     where s.slot_name operator(pg_catalog.~) pg_catalog.format('^trumpet_%s(_[1-9])?$',
+             (select d.oid from pg_catalog.pg_database d where d.datname operator(pg_catalog.=) pg_catalog.current_database()))
   loop
     if slot.active then
       raise exception 'trumpet: a worker reads the WAL through slot %', slot.slot_name

@@ -502,6 +502,9 @@ language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
   if exists (select from pg_publication_rel r join pg_publication p on p.oid = r.prpubid
               where p.pubname = 'trumpet' and r.prrelid = 'trumpet.wal_table'::regclass) then
+    if current_setting('server_version_num')::int >= 180000 then  -- it may have been made before an upgrade
+      execute 'alter publication trumpet set (publish_generated_columns = stored)';
+    end if;
     return;
   end if;
   if exists (select from pg_publication p where p.pubname = 'trumpet') then
@@ -690,7 +693,10 @@ begin
 
   if capture = 'wal' or exists (select from trumpet.wal_table w where w.relation = watch.relation) then
     -- No transaction may be halfway through writing to it.
-    execute format('lock table %s in share row exclusive mode', relation);
+    execute format('lock table %s in %s mode', relation,
+                   case when exists (select from trumpet.watched w where w.relation = watch.relation and w.capture = 'triggers')
+                        then 'access exclusive'            -- dropping triggers takes it
+                        else 'share row exclusive' end);
   end if;
   perform trumpet.drop_triggers(relation), trumpet.unpublish(relation);
   if capture = 'wal' then

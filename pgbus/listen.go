@@ -62,6 +62,9 @@ func (b *Bus) listen(ctx context.Context) error {
 		if up {
 			everUp = true
 			b.inbox.put(arrival{disconnected: true})
+			// The session that has the duty may have gone too, and would not know at rest. A server that shuts down
+			// waits for the reader of the WAL, which ends with it.
+			b.sequencer.lookNow()
 			b.status.reconnects.Add(1)
 			b.cutAfter(err)
 		}

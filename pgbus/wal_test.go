@@ -642,6 +642,35 @@ func TestWALPostgresKilled(t *testing.T) {
 	checkVersions(t, conn, r.end(t, conn))
 }
 
+// A server that is shut down as usual waits until its WAL's readers have everything, or are gone: ours do not keep it.
+func TestWALShutdown(t *testing.T) {
+	t.Parallel()
+	server, url := pgtest.StartMigrated(t, nil)
+	conn := pgtest.Connect(t, url)
+	pgtest.Exec(t, conn, "create table jobs (id int primary key); select trumpet.watch('jobs', capture => 'wal')")
+	_, r, _ := start(t, url, "w1", nil)
+	waitForSlot(t, conn)
+	for i := range 3 {
+		pgtest.Exec(t, conn, "insert into jobs values ($1)", i)
+		r.end(t, conn)
+		began := time.Now()
+		if err := server.Stop(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(began); took > 3*time.Second {
+			t.Errorf("the server took %v to shut down", took)
+		}
+		if err := server.Restart(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		conn = pgtest.Connect(t, url)
+		waitForSlot(t, conn)
+	}
+	if got := describe(r.end(t, conn)); !slices.Equal(got, []string{`insert {"id":0}`, `insert {"id":1}`, `insert {"id":2}`}) {
+		t.Errorf("got %q", got)
+	}
+}
+
 // One transaction with more rows than anybody wants to hold in memory is one event, in its place.
 func TestWALHugeTransaction(t *testing.T) {
 	t.Parallel()

@@ -28,16 +28,16 @@ const boardCards = `select coalesce(json_object_agg(status, titles), '{}')
 // database has; two boards with a filter show the rows that a SELECT with the same WHERE has.
 func TestWindowsShowTheSame(t *testing.T) {
 	t.Parallel()
-	url := pgtest.Migrated(t)
-	conn := pgtest.Connect(t, url)
+	url, conn := emptyDatabase(t, capture)
 	// Statements that touch more than 20 rows are bulk statements here: a board may not draw more cards.
-	pgtest.Exec(t, conn, demo.Schema+demo.Invoices+`
+	pgtest.Exec(t, conn, watching(demo.Schema+demo.Invoices+`
 		select trumpet.watch('customers'); select trumpet.watch('jobs', max_rows => 20); select trumpet.watch('invoices', max_rows => 20);
 		insert into customers (name, city, phone) select 'Customer ' || g, 'Leeds', '0113 496 0000' from generate_series(1, 5) g;
 		insert into jobs (customer_id, title, address, status, priority, price)
 			select 1 + g % 5, 'job ' || g, g || ' Mill Lane', (array['new', 'scheduled', 'en_route', 'on_site', 'done', 'cancelled'])[1 + g % 6], 1 + g % 3, g
 			from generate_series(1, 30) g;
-		insert into invoices (customer_id, amount, issued_on) select 1 + g % 5, g + 0.1, (now() at time zone 'UTC')::date - g % 4 from generate_series(1, 40) g;`)
+		insert into invoices (customer_id, amount, issued_on) select 1 + g % 5, g + 0.1, (now() at time zone 'UTC')::date - g % 4 from generate_series(1, 40) g;`))
+	awaitSlot(t, url, conn)
 	pgtest.Exec(t, conn, demo.Live)
 	w1, w2 := startWorker(t, url, "w1"), startWorker(t, url, "w2")
 	const filter = "?status=in.(new,scheduled)&priority=lte.2"

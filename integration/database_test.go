@@ -31,9 +31,13 @@ const schema = `
 // and so than all events.
 func newDatabase(t *testing.T) (url string, conn *pgx.Conn) {
 	t.Helper()
-	url = pgtest.Migrated(t)
-	conn = pgtest.Connect(t, url)
-	pgtest.Exec(t, conn, schema)
+	return newDatabaseBy(t, capture)
+}
+
+func newDatabaseBy(t *testing.T, capture string) (url string, conn *pgx.Conn) {
+	t.Helper()
+	url, conn = emptyDatabase(t, capture)
+	prepare(t, capture, url, conn)
 	return url, conn
 }
 

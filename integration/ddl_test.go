@@ -14,7 +14,7 @@ import (
 // are none the doctor says so, and what mends it does.
 func TestTablesChangeUnderAWatch(t *testing.T) {
 	t.Parallel()
-	url, conn := newDatabase(t)
+	url, conn := newDatabaseBy(t, "triggers")
 	pgtest.Exec(t, conn, `create table parts (id int primary key, name text, amount int); create schema store;
 		select trumpet.watch('parts', columns => '{id,name,amount}', topic => 'parts')`)
 	a := newAudience(t, url, conn, "parts,dispatch")

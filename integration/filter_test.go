@@ -38,7 +38,7 @@ func TestFilters(t *testing.T) {
 	t.Parallel()
 	url, conn := newDatabase(t)
 	// What comes before the clients is in the log before there are workers: none of them is late with it.
-	pgtest.Exec(t, conn, "truncate jobs restart identity; select trumpet.watch('jobs', max_rows => 3)")
+	pgtest.Exec(t, conn, watching("truncate jobs restart identity; select trumpet.watch('jobs', max_rows => 3)"))
 	pgtest.Exec(t, conn, "select trumpet.sequence()")
 	workers := []*worker{startWorker(t, url, "w1"), startWorker(t, url, "w2")}
 	var clients []*client
@@ -56,7 +56,8 @@ func TestFilters(t *testing.T) {
 	for _, c := range clients {
 		c.ready(t)
 	}
-	pgtest.Exec(t, conn, `
+	// Each is a transaction of its own: by the WAL max_rows bounds what a transaction does.
+	for statement := range strings.SplitSeq(`
 		insert into jobs (title, status, priority) values ('a', 'open', 2), ('b', 'new', 2), ('c', 'open', 1);
 		update jobs set title = 'a2' where id = 1;
 		update jobs set title = 'b2' where id = 2;
@@ -66,9 +67,11 @@ func TestFilters(t *testing.T) {
 		update jobs set id = default where id = 3;
 		update jobs set id = default, status = 'done' where id = 4;
 		delete from jobs where id = 1;
-		delete from jobs where id = 2`)
-	pgtest.Exec(t, conn, "insert into jobs (title) select 'many' from generate_series(1, 4)")
-	pgtest.Exec(t, conn, "truncate jobs")
+		delete from jobs where id = 2;
+		insert into jobs (title) select 'many' from generate_series(1, 4);
+		truncate jobs`, ";") {
+		pgtest.Exec(t, conn, statement)
+	}
 	broadcast(t, conn, endOfTest)
 	want := []string{
 		"insert jobs [1] [1 a open] []",
@@ -162,9 +165,9 @@ func problemOf(t *testing.T, w *worker, path string) (code int, detail string) {
 func TestFilterErrors(t *testing.T) {
 	t.Parallel()
 	url, conn := newDatabase(t)
-	pgtest.Exec(t, conn, `create type mood as enum ('good', 'bad');
+	pgtest.Exec(t, conn, watching(`create type mood as enum ('good', 'bad');
 		create table things (id int primary key, mood mood, tags text[], body jsonb, "since" int, secret text);
-		select trumpet.watch('things', columns => '{id,mood,tags,body,since}')`)
+		select trumpet.watch('things', columns => '{id,mood,tags,body,since}')`))
 	w := startWorker(t, url, "w1")
 	for query, parts := range map[string][]string{
 		"topics=jobs?state=eq.open":                         {`jobs has no column "state"`, "id, customer_id, title"},
@@ -298,7 +301,7 @@ func TestFiltersWhilePostgresIsAway(t *testing.T) {
 	t.Parallel()
 	server, url := pgtest.StartMigrated(t, nil)
 	conn := pgtest.Connect(t, url)
-	pgtest.Exec(t, conn, schema)
+	prepare(t, capture, url, conn)
 	w := startWorker(t, url, "w1")
 	stays := dial(t, w, dialling{transport: webSocket, query: "topics=dispatch,jobs?priority=eq.2&snapshot=1"})
 	stays.ready(t)

@@ -74,7 +74,7 @@ func TestPostgresFrozen(t *testing.T) {
 	const topics = "jobs,customers,dispatch"
 	server, url := pgtest.StartMigrated(t, nil)
 	conn := pgtest.Connect(t, url)
-	pgtest.Exec(t, conn, schema)
+	prepare(t, capture, url, conn)
 	workers := []*worker{startWorker(t, url, "w1"), startWorker(t, url, "w2")}
 	clients, begin := dialSixEach(t, workers, topics)
 	stop := scribble(t, url)
@@ -131,7 +131,7 @@ func TestOneBackendFrozen(t *testing.T) {
 	// A server of its own: others' could not drop their databases while a backend does not answer.
 	_, url := pgtest.StartMigrated(t, nil)
 	conn := pgtest.Connect(t, url)
-	pgtest.Exec(t, conn, schema)
+	prepare(t, capture, url, conn)
 	w1 := startWorker(t, url, "w1")
 	sequencing := backend(t, conn, "trumpet sequencer w1")
 	poll(t.Context(), t, "the first worker to sequence", func() bool { return statusOf(t, w1).Worker.Sequencing })
@@ -198,6 +198,56 @@ func TestOneBackendFrozen(t *testing.T) {
 	poll(t.Context(), t, "the old listening backend to end", func() bool {
 		return queryOne[int](t, conn, "select count(*)::int from pg_stat_activity where pid = $1", listening) == 0
 	})
+}
+
+// The backend that reads the WAL is frozen, with nothing and then with much to read. Nobody can tell how far it came, so
+// everything waits, also what triggers captured; it is noticed, and another one reads on.
+func TestReaderFrozen(t *testing.T) {
+	t.Parallel()
+	const topics = "jobs,customers,dispatch"
+	_, url := pgtest.StartMigrated(t, nil)
+	conn := pgtest.Connect(t, url)
+	prepare(t, "mixed", url, conn)
+	workers := []*worker{startWorker(t, url, "w1"), startWorker(t, url, "w2")}
+	clients, begin := dialSixEach(t, workers, topics)
+	reader := func() (pid int) {
+		t.Helper()
+		poll(t.Context(), t, "a backend that reads the WAL", func() bool {
+			pid = queryOne[int](t, conn, "select coalesce(max(active_pid), 0) from pg_replication_slots")
+			return pid != 0
+		})
+		return pid
+	}
+	heals := func(what string) {
+		t.Helper()
+		began := time.Now()
+		thaw := freeze(t, reader())
+		pgtest.Exec(t, conn, "insert into jobs (title) values ($1)", what)
+		pgtest.Exec(t, conn, "insert into customers (name) values ($1)", what)
+		broadcast(t, conn, quoted("%s", what))
+		for _, c := range clients {
+			c.waitData(t, quoted("%s", what))
+		}
+		keep(t, "what came after the reader was frozen, "+what, began, noticedWithin)
+		thaw()
+	}
+	heals("at rest")
+	stop := scribble(t, url)
+	for _, c := range clients {
+		c.waitEvents(t, len(c.events())+20)
+	}
+	heals("under load")
+	stop()
+	truth := finish(t, conn, clients[0])
+	for _, c := range clients {
+		c.waitEnd(t)
+		c.check(t)
+		c.unbroken(t)
+		checkEvents(t, c.name, topics, truth, begin, c.events())
+		if c.told("stale") {
+			t.Errorf("%s was told that it is stale, but only the WAL's reader was frozen", c.name)
+		}
+	}
 }
 
 // told says whether a control message of this kind has come.

@@ -148,7 +148,7 @@ func TestProblems(t *testing.T) {
 			}
 		})
 	}
-	if n := queryOne[int](t, conn, "select count(*)::int from trumpet.record"); n != 0 {
+	if n := queryOne[int](t, conn, "select count(*)::int from trumpet.record where op = 'broadcast'"); n != 0 {
 		t.Errorf("refused requests left %d records", n)
 	}
 }
@@ -170,7 +170,7 @@ func TestBroadcastByPost(t *testing.T) {
 		if err := json.Unmarshal(body, &answer); err != nil || code != http.StatusOK {
 			t.Fatalf("%d %s", code, body)
 		}
-		if n := queryOne[int](t, conn, "select count(*)::int from trumpet.record"); n != i+1 {
+		if n := queryOne[int](t, conn, "select count(*)::int from trumpet.record where op = 'broadcast'"); n != i+1 {
 			t.Errorf("%d records after %d answers", n, i+1)
 		}
 		e := c.waitData(t, value)

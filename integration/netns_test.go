@@ -187,7 +187,7 @@ func migrateDatabase(t *testing.T, url string) {
 	if _, err := sql.Up(t.Context(), conn); err != nil {
 		t.Fatal(err)
 	}
-	pgtest.Exec(t, conn, schema)
+	prepare(t, capture, url, conn)
 }
 
 // workerPort is where workers listen on hosts of their own.

@@ -119,7 +119,7 @@ func sizes() []int {
 func TestPayloadSizes(t *testing.T) {
 	t.Parallel()
 	url, conn := newDatabase(t)
-	pgtest.Exec(t, conn, "create table texts (n int generated always as identity primary key, body text); select trumpet.watch('texts')")
+	pgtest.Exec(t, conn, watching("create table texts (n int generated always as identity primary key, body text); select trumpet.watch('texts')"))
 	a := newAudience(t, url, conn, "dispatch,texts")
 	for name, fill := range fills {
 		ok := t.Run(name, func(t *testing.T) {
@@ -216,7 +216,7 @@ func TestTenThousandTransactions(t *testing.T) {
 	t.Parallel()
 	const sessions, each, chunk = 8, 1250, 50
 	url, conn := newDatabase(t)
-	pgtest.Exec(t, conn, "create table tiny (session int, n int, primary key (session, n)); select trumpet.watch('tiny')")
+	pgtest.Exec(t, conn, watching("create table tiny (session int, n int, primary key (session, n)); select trumpet.watch('tiny')"))
 	a := newAudience(t, url, conn, "tiny,dispatch")
 	events := a.hears(t, func() {
 		var group sync.WaitGroup
@@ -255,7 +255,7 @@ func TestTenThousandTransactions(t *testing.T) {
 func TestIdenticalPayloads(t *testing.T) {
 	t.Parallel()
 	url, conn := newDatabase(t)
-	pgtest.Exec(t, conn, "create table same (a int, b text); select trumpet.watch('same', key => '{}')")
+	pgtest.Exec(t, conn, watching("create table same (a int, b text); select trumpet.watch('same', key => '{}')"))
 	a := newAudience(t, url, conn, "same,dispatch")
 	for name, test := range map[string]struct {
 		statement string
@@ -301,7 +301,7 @@ func TestTwoPhaseCommit(t *testing.T) {
 	events := a.hears(t, func() {
 		// While the sequencer is awake nobody notifies, and then it may succeed.
 		for n := 0; ; n++ {
-			pgtest.Exec(t, conn, "begin; insert into customers (name) values ('never')")
+			pgtest.Exec(t, conn, "begin; insert into customers (name) values ('never'); select trumpet.broadcast('dispatch', '\"never\"')")
 			_, err := conn.Exec(t.Context(), "prepare transaction "+name(n))
 			var refused *pgconn.PgError
 			if errors.As(err, &refused) {
@@ -358,7 +358,7 @@ func idOf(t *testing.T, events []message) string {
 func TestInterleavedTransactions(t *testing.T) {
 	t.Parallel()
 	url, conn := newDatabase(t)
-	pgtest.Exec(t, conn, "create table steps (id int primary key, by text); insert into steps select g from generate_series(1, 9) g; create table others (id int primary key); select trumpet.watch('steps'), trumpet.watch('others', topic => 'dispatch-others')")
+	pgtest.Exec(t, conn, watching("create table steps (id int primary key, by text); insert into steps select g from generate_series(1, 9) g; create table others (id int primary key); select trumpet.watch('steps'), trumpet.watch('others', topic => 'dispatch-others')"))
 	a := newAudience(t, url, conn, "steps,dispatch,dispatch-others")
 	one, two, three := pgtest.Connect(t, url), pgtest.Connect(t, url), pgtest.Connect(t, url)
 	events := a.hears(t, func() {

@@ -222,7 +222,7 @@ func TestPoolerThatSharesSessionsIsRefused(t *testing.T) {
 	for _, mode := range []string{"transaction", "statement"} {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
-			database, direct := newDatabase(t)
+			database, direct := newDatabaseBy(t, "triggers")
 			b := startBouncer(t, database, mode)
 			if code, out := runCommand(t, b.url(), "doctor"); code != 1 || !strings.HasPrefix(out, "ERROR  pooler: ") {
 				t.Errorf("doctor ended with %d: %s", code, out)
@@ -284,7 +284,7 @@ func TestPoolerInSessionMode(t *testing.T) {
 	t.Parallel()
 	const topics = "jobs,customers,dispatch"
 	seed := seed(t)
-	database, conn := newDatabase(t)
+	database, conn := newDatabaseBy(t, "triggers")
 	b := startBouncer(t, database, "session")
 	w := startWorker(t, b.url(), "w1")
 	clients := []*client{
@@ -318,7 +318,7 @@ func TestPoolerInSessionMode(t *testing.T) {
 // they are stale; once the mode is what it was, they miss nothing.
 func TestPoolerSwitchedWhileAWorkerRuns(t *testing.T) {
 	t.Parallel()
-	database, conn := newDatabase(t)
+	database, conn := newDatabaseBy(t, "triggers")
 	b := startBouncer(t, database, "session")
 	w := startWorker(t, b.url(), "w1")
 	c := dial(t, w, dialling{transport: webSocket, topics: "dispatch"})

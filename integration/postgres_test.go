@@ -18,7 +18,7 @@ func TestPostgresKilled(t *testing.T) {
 	seed := seed(t)
 	server, url := pgtest.StartMigrated(t, nil)
 	conn := pgtest.Connect(t, url)
-	pgtest.Exec(t, conn, schema)
+	prepare(t, capture, url, conn)
 	workers := []*worker{startWorker(t, url, "w1"), startWorker(t, url, "w2")}
 	clients, begin := dialSixEach(t, workers, topics)
 	before := startWriters(t, url, seed, 2, 0)

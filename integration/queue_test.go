@@ -74,7 +74,7 @@ func TestNotificationQueueFillsUp(t *testing.T) {
 	}
 	_, url := pgtest.StartMigrated(t, settings)
 	conn := pgtest.Connect(t, url)
-	pgtest.Exec(t, conn, schema)
+	prepare(t, capture, url, conn)
 	workers := []*worker{startWorker(t, url, "w1"), startWorker(t, url, "w2")}
 	var clients []*client
 	var begin string

@@ -64,6 +64,7 @@ func TestResumeOnTheOtherWorker(t *testing.T) {
 func TestResumeFromTheLog(t *testing.T) {
 	t.Parallel()
 	url, conn := newDatabase(t)
+	pgtest.Exec(t, conn, watching("select trumpet.watch('jobs', max_rows => 5000)")) // by the WAL it bounds the whole transaction below
 	w1 := startWorker(t, url, "w1")
 	c := dial(t, w1, dialling{transport: webSocket, topics: "jobs,dispatch"})
 	begin := c.ready(t).ID

@@ -153,7 +153,7 @@ func fromLastSnapshot(t *testing.T, c *client) view {
 // many makes jobs of some size.
 func many(t *testing.T, conn *pgx.Conn, rows, size int) {
 	t.Helper()
-	pgtest.Exec(t, conn, "truncate jobs restart identity; select trumpet.watch('jobs', max_rows => 1000)")
+	pgtest.Exec(t, conn, watching("truncate jobs restart identity; select trumpet.watch('jobs', max_rows => 1000)"))
 	pgtest.Exec(t, conn, "insert into jobs (title) select repeat('x', $2) from generate_series(1, $1)", rows, size)
 }
 

@@ -29,7 +29,7 @@ func TestVanishedClientsLeaveTheirPlaces(t *testing.T) {
 	server, _ := pgtest.StartMigrated(t, nil)
 	url := server.SocketURL("app") // from all networks
 	conn := pgtest.Connect(t, url)
-	pgtest.Exec(t, conn, schema)
+	prepare(t, capture, url, conn)
 	w := a.startWorker(t, url, "w1", a.address)
 	// near reaches the worker on a path of its own, far over the wire.
 	near := &worker{name: "w1", addr: a.relay(t, net.JoinHostPort(a.address, workerPort))}

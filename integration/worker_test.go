@@ -27,6 +27,10 @@ func TestMain(m *testing.M) { os.Exit(run(m)) }
 // run builds the binary once for all tests. It is built with the race detector, so that the
 // workers are watched and not only their clients.
 func run(m *testing.M) int {
+	if err := checkCapture(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
 	dir, err := os.MkdirTemp("", "trumpet-integration-")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "make folder for the binary:", err)

@@ -389,7 +389,8 @@ func (c *capture) dropStale(ctx context.Context) error {
 	const stale = " from pg_replication_slots s where " + slotNames + " and s.slot_name is distinct from (select w.slot from trumpet.wal_state() w)"
 	_, err := c.d.conn.Exec(ctx, "select pg_drop_replication_slot(s.slot_name)"+stale+" and not s.active")
 	if err == nil {
-		err = c.d.conn.QueryRow(ctx, "select count(pg_terminate_backend(s.active_pid))"+stale+" and s.active").Scan(&left)
+		// Also one whose reader ended between the two statements.
+		err = c.d.conn.QueryRow(ctx, "select count(*) + 0 * count(pg_terminate_backend(s.active_pid))"+stale).Scan(&left)
 	}
 	var refused *pgconn.PgError
 	if errors.As(err, &refused) {

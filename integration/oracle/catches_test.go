@@ -198,7 +198,7 @@ func TestOracleCatches(t *testing.T) {
 			return catches[client].tamper
 		},
 		AtRest: func(ctx context.Context, conn *pgx.Conn) error {
-			return conn.QueryRow(ctx, `delete from committed where xid = (select xid from committed where 0 < all (events) and token not like 'marker%' limit 1)
+			return conn.QueryRow(ctx, `delete from committed where xid = (select xid from committed where events > 0 and token not like 'marker%' limit 1)
 				returning token`).Scan(&lost)
 		},
 	})

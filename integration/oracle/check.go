@@ -201,14 +201,20 @@ func (t *truth) checkCommitted(after trumpet.EventID, transactions map[string]tr
 	posted := map[string]int{}
 	newest := map[string]int64{}
 	seen := map[string]bool{} // transactions that are over
-	current := ""
+	current, step := "", 0
 	for _, e := range t.after(after) {
 		if e.xid != current {
 			if seen[e.xid] {
 				return breaks(ordered, "transaction %s stands in two places of the log, the second is %s", e.xid, e.describe())
 			}
 			seen[current] = true
-			current = e.xid
+			current, step = e.xid, 0
+		}
+		if e.step >= 0 {
+			if e.step < step {
+				return breaks(ordered, "%s is of statement %d, and stands behind one of statement %d", e.describe(), e.step, step)
+			}
+			step = e.step
 		}
 		if e.op == trumpet.OpResult {
 			if b := t.checkResult(&e, newest); b != nil {

@@ -45,6 +45,8 @@ var faults = map[string]fault{
 	"network-half-open":   {theNetwork, 3, network(func(rng *rand.Rand) weather { up := rng.IntN(2) == 0; return weather{holdUp: up, holdDown: !up} })},
 	"network-reset":       {theNetwork, 3, network(func(*rand.Rand) weather { return weather{refuse: true} })},
 	"network-slow":        {theNetwork, 2, network(func(rng *rand.Rand) weather { return weather{delay: time.Duration(5+rng.IntN(60)) * time.Millisecond} })},
+	"reader-terminated":   {"", 4, terminateReader},
+	"reader-frozen":       {theServer, 4, freezeReader},
 	"worker-killed":       {theWorkers, 4, killWorker},
 	"worker-restarted":    {theWorkers, 3, restartWorker},
 	"worker-frozen":       {theWorkers, 3, freezeWorker},
@@ -60,8 +62,12 @@ var faults = map[string]fault{
 	"clients-stalled":     {theClients, 2, stallClients},
 }
 
-// Kinds are the names of all faults.
-func Kinds() []string { return slices.Sorted(maps.Keys(faults)) }
+// Kinds are the names of all faults that there are with a capture.
+func Kinds(capture string) []string {
+	return slices.DeleteFunc(slices.Sorted(maps.Keys(faults)), func(kind string) bool {
+		return len(byWAL[capture]) == 0 && strings.HasPrefix(kind, "reader-")
+	})
+}
 
 // breakThings breaks one thing after the other, or some at once, until the storm is over, and measures
 // how soon clients have what is new after everything is whole again.

@@ -45,9 +45,15 @@ func seed(t *testing.T) uint64 {
 }
 
 // A short run with all faults. scripts/soak is the same for as long as one likes.
-func TestOracle(t *testing.T) {
+func TestOracle(t *testing.T) { testOracle(t, "triggers", 14*time.Second) }
+
+// Shorter ones with tables that are watched by the WAL.
+func TestOracleWAL(t *testing.T)   { testOracle(t, "wal", 8*time.Second) }
+func TestOracleMixed(t *testing.T) { testOracle(t, "mixed", 8*time.Second) }
+
+func testOracle(t *testing.T, capture string, duration time.Duration) {
 	report, err := Run(t.Context(), Config{
-		Seed: seed(t), Binary: worker, Duration: 14 * time.Second, Longest: 3 * time.Second, Calm: time.Second,
+		Seed: seed(t), Binary: worker, Capture: capture, Duration: duration, Longest: 3 * time.Second, Calm: time.Second,
 		Clients: 12, Boards: 9, Writers: 2,
 		Restless: 4 * time.Second, LiveWithin: 30 * time.Second, // of a machine that does much else
 	})
@@ -56,6 +62,9 @@ func TestOracle(t *testing.T) {
 	}
 	for _, v := range report.Violations {
 		t.Error(v)
+	}
+	for i, log := range report.Logs {
+		t.Logf("the log of worker %d ends with:\n%s", i+1, log)
 	}
 	t.Logf("%s\n%s", report.Line(), report.Markdown())
 	if !t.Failed() && (report.Committed == 0 || report.Aborted == 0 || report.Received == 0 || report.Resumes == 0 || report.Snapshots == 0 || report.Moves == 0 || report.ResultsCompared == 0 || len(report.Faults) == 0) {

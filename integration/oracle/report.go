@@ -49,6 +49,8 @@ type Recovery struct {
 // Report is what a run was.
 type Report struct {
 	Seed       uint64
+	Capture    string
+	Slots      int64 // replication slots that there were, one after the other
 	Took       time.Duration
 	Rests      int64
 	Clients    int
@@ -69,6 +71,7 @@ type Report struct {
 	Resets, Endings               map[string]int
 	Faults                        map[string]Recovery
 	MostHeap, MostRSS, Goroutines float64
+	Logs                          []string // of each worker the end, if there are violations
 }
 
 // tally counts what the report tells.
@@ -80,6 +83,7 @@ type tally struct {
 	snapshots, moves, wishes    atomic.Int64
 	refused                     atomic.Int64
 	results, resultsCompared    atomic.Int64
+	slots                       atomic.Int64
 
 	answers         []time.Duration // how soon after a storm live queries were right
 	mu              sync.Mutex
@@ -157,11 +161,17 @@ func (r *run) report() Report {
 	for _, n := range t.resumed {
 		ring, log = ring+n[0], log+n[1]
 	}
+	var logs []string
+	for _, s := range r.stations {
+		if len(violations) > 0 {
+			logs = append(logs, s.worker.Log.Tail(40_000))
+		}
+	}
 	return Report{
-		FromRing: int64(ring), FromLog: int64(log),
+		Logs: logs, FromRing: int64(ring), FromLog: int64(log),
 		Boards: r.config.Boards, Snapshots: t.snapshots.Load(), Moves: t.moves.Load(), Wishes: t.wishes.Load(), Refused: t.refused.Load(),
 		Results: t.results.Load(), ResultsCompared: t.resultsCompared.Load(), Answered: recovery(len(t.answers), t.answers),
-		Seed: r.config.Seed, Took: time.Since(r.begun), Rests: t.rests.Load(), Clients: len(r.clients), Workers: len(r.stations),
+		Seed: r.config.Seed, Capture: r.config.Capture, Slots: t.slots.Load(), Took: time.Since(r.begun), Rests: t.rests.Load(), Clients: len(r.clients), Workers: len(r.stations),
 		Violations: violations,
 		Committed:  t.committed.Load(), Aborted: t.aborted.Load(), Unknown: t.unknown.Load(),
 		Events: positions, Received: t.events.Load(), Compared: t.compared.Load(), Bulks: t.bulks.Load(),
@@ -200,11 +210,12 @@ func (r Report) Markdown() string {
 	row("violations", "%d", len(r.Violations))
 	row("duration", "%v", r.Took.Round(time.Second))
 	row("seed", "%d", r.Seed)
+	row("capture; replication slots, one after the other", "%s; %d", r.Capture, r.Slots)
 	row("workers, clients, of them with filters and snapshots", "%d, %d, %d", r.Workers, r.Clients, r.Boards)
 	row("comparisons with the log, of all clients", "%d", r.Rests)
 	row("transactions committed, aborted, of unknown outcome", "%d, %d, %d", r.Committed, r.Aborted, r.Unknown)
 	row("positions in the log", "%d", r.Events)
-	row("events received by clients", "%d", r.Received)
+	row("events received by clients; of them bulk", "%d; %d", r.Received, r.Bulks)
 	row("connections made; vanished without closing", "%d; %d", r.Connections, r.Vanished)
 	row("resumes; of those that workers could still tell at a rest, from memory and from the log", "%d; %d, %d", r.Resumes, r.FromRing, r.FromLog)
 	row("snapshots of a table given to clients; rows that entered or left a filter", "%d; %d", r.Snapshots, r.Moves)

@@ -190,9 +190,14 @@ func (r *run) readTruth(ctx context.Context) error {
 			return err
 		}
 		var xid, token string
-		var events []int
+		var events int
 		_, err = pgx.ForEachRow(rows, []any{&xid, &token, &events}, func() error {
-			r.transactions[xid] = transaction{token, slices.Clone(events), strings.HasPrefix(token, "marker ")}
+			isSlot := strings.HasPrefix(token, slotToken)
+			if isSlot {
+				r.tally.slots.Add(1)
+				r.happens("%s began", token)
+			}
+			r.transactions[xid] = transaction{token, events, isSlot || strings.HasPrefix(token, "marker ")}
 			return nil
 		})
 		return err

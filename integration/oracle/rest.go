@@ -185,19 +185,19 @@ func (r *run) readTruth(ctx context.Context) error {
 		if err := r.truth.read(ctx, tx); err != nil {
 			return err
 		}
-		rows, err := tx.Query(ctx, "delete from committed returning xid::text, token, events")
+		rows, err := tx.Query(ctx, "delete from committed returning xid::text, token, events, bulk_rows")
 		if err != nil {
 			return err
 		}
 		var xid, token string
-		var events int
-		_, err = pgx.ForEachRow(rows, []any{&xid, &token, &events}, func() error {
+		var events, bulkRows int
+		_, err = pgx.ForEachRow(rows, []any{&xid, &token, &events, &bulkRows}, func() error {
 			isSlot := strings.HasPrefix(token, slotToken)
 			if isSlot {
 				r.tally.slots.Add(1)
 				r.happens("%s began", token)
 			}
-			r.transactions[xid] = transaction{token, events, isSlot || strings.HasPrefix(token, "marker ")}
+			r.transactions[xid] = transaction{token, events, bulkRows, isSlot || strings.HasPrefix(token, "marker ")}
 			return nil
 		})
 		return err

@@ -42,6 +42,7 @@ type logged struct {
 	size  int64
 	post  string // the token of a broadcast over HTTP, which has no row in committed
 
+	rows    int    // that a bulk event tells of
 	step    int    // which statement of its transaction wrote it; -1: that does not stand in it
 	before  sum    // of the row before an update
 	was, is uint64 // which filters take the row before, and after
@@ -95,6 +96,7 @@ func (t *truth) read(ctx context.Context, tx pgx.Tx) error {
 		       case when r.op in ('insert', 'update') then array(select coalesce(substring(coalesce(a.row->>'title', a.row->>'name') from '^w[0-9]+-[0-9]+[.]([0-9]+)')::int, -1)
 		                                                             from json_array_elements(r.after) with ordinality a(row, n) order by n)
 		            when r.op = 'broadcast' then array[coalesce(substring(r.data->>'token' from '[.]([0-9]+)$')::int, -1)] end,
+		       coalesce(case when r.op = 'bulk' then r.rows end, 0),
 		       coalesce(case when r.op = 'result' then (r.data->>'as_of')::bigint end, 0),
 		       coalesce(octet_length(r.before::text), 0) + coalesce(octet_length(r.after::text), 0) + coalesce(octet_length(r.data::text), 0),
 		       coalesce(case when r.op = 'broadcast' and jsonb_typeof(r.data) = 'object' then r.data->>'post' end, '')
@@ -109,8 +111,8 @@ func (t *truth) read(ctx context.Context, tx pgx.Tx) error {
 	var sums, befores []string
 	var unchanged, steps []int32
 	var was, is []int64
-	var asOf int64
-	_, err = pgx.ForEachRow(rows, []any{&position, &tag, &last, &xid, &topic, &op, &sums, &unchanged, &befores, &was, &is, &steps, &asOf, &size, &post}, func() error {
+	var asOf, bulkRows int64
+	_, err = pgx.ForEachRow(rows, []any{&position, &tag, &last, &xid, &topic, &op, &sums, &unchanged, &befores, &was, &is, &steps, &bulkRows, &asOf, &size, &post}, func() error {
 		here := place{uint32(tag), last}
 		if len(t.places) == 0 {
 			t.first = position
@@ -140,7 +142,7 @@ func (t *truth) read(ctx context.Context, tx pgx.Tx) error {
 			e := logged{
 				id:    trumpet.EventID{Position: position, Ordinal: ordinal, Tag: uint32(tag)},
 				topic: topic, op: trumpet.Op(op), xid: xid, sum: s, size: size, post: post, asOf: asOf,
-				step: -1,
+				step: -1, rows: int(bulkRows),
 			}
 			size = 0 // it is the record's, and counted once
 			if len(steps) > 0 {

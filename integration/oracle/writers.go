@@ -101,8 +101,6 @@ var errAbort = errors.New("roll back")
 
 var levels = []pgx.TxIsoLevel{pgx.ReadCommitted, pgx.ReadCommitted, pgx.RepeatableRead, pgx.Serializable}
 
-const note = "insert into committed (token, events) values ($1, $2)"
-
 // ordinary is a transaction of some statements and savepoints, one of four rolled back.
 func (w *writer) ordinary(ctx, storm context.Context, token string) error {
 	long := w.rng.IntN(40) == 0
@@ -120,8 +118,7 @@ func (w *writer) ordinary(ctx, storm context.Context, token string) error {
 		if w.rng.IntN(4) == 0 {
 			return errAbort
 		}
-		_, err := tx.Exec(ctx, note, token, did.total())
-		return err
+		return did.noteIn(ctx, tx, token)
 	})
 }
 
@@ -162,7 +159,7 @@ func (w *writer) tiny(ctx context.Context, token string) error {
 	} else {
 		batch.Queue("select trumpet.broadcast('dispatch', to_jsonb($1::text))", token)
 	}
-	batch.Queue(note, token, 1)
+	batch.Queue(note, token, 1, 0)
 	return w.conn.SendBatch(ctx, &batch).Close()
 }
 
@@ -181,8 +178,7 @@ func (w *writer) prepared(ctx, storm context.Context, token string) error {
 		if err := w.statement(ctx, tx, token, &did); err != nil {
 			return err
 		}
-		_, err = tx.Exec(ctx, note, token, did.total())
-		return err
+		return did.noteIn(ctx, tx, token)
 	}()
 	if err != nil {
 		return errors.Join(err, tx.Rollback(ctx))

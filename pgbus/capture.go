@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"github.com/jackc/pglogrepl"
@@ -36,6 +37,7 @@ type capture struct {
 	fails  int         // in a row
 	making chan madeSlot
 	made   *madeSlot // waits for trumpet.wal_begin
+	told   string    // why none could be made, as it was logged last
 
 	endMaking func() // and wait; nil: no slot is being made
 
@@ -139,7 +141,13 @@ func (c *capture) tend(ctx context.Context) error {
 		c.endMaking()
 		c.endMaking = nil
 		if made.err != nil {
-			c.bus.log.Error("cannot make a replication slot for the WAL capture", "error", made.err)
+			level := slog.LevelError
+			if why := made.err.Error(); why == c.told {
+				level = slog.LevelDebug // it goes on
+			} else {
+				c.told = why
+			}
+			c.bus.log.Log(ctx, level, "cannot make a replication slot for the WAL capture", "error", made.err)
 			c.failed()
 			return nil
 		}
@@ -234,7 +242,7 @@ func (c *capture) begin(ctx context.Context) error {
 		return nil
 	}
 	c.bus.log.Info("reading the WAL through a new replication slot", "slot", c.made.name, "lsn", c.made.lsn.String())
-	c.made = nil
+	c.made, c.told = nil, ""
 	c.due = true
 	return nil
 }

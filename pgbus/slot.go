@@ -48,7 +48,7 @@ func (b *Bus) makeSlot(ctx context.Context) madeSlot {
 	began := time.Now()
 	conn, err := b.connectReplication(ctx)
 	if err != nil {
-		return fail(err)
+		return fail(explainSlot(err))
 	}
 	defer closeConn(conn)
 	row, err := askRow(ctx, conn, "select "+slotName+`, current_setting('wal_level'), current_setting('server_version_num'),

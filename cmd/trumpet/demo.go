@@ -80,7 +80,8 @@ func (f *demoFlags) run(ctx context.Context, io streams) error {
 	}()
 
 	fmt.Fprintln(io.out, "Starting a private Postgres …")
-	pg, err := postgres.Start(ctx, postgres.Options{Dir: f.keep, Logger: logger})
+	// So that the WAL capture can be tried too.
+	pg, err := postgres.Start(ctx, postgres.Options{Dir: f.keep, Logger: logger, Settings: map[string]string{"wal_level": "logical"}})
 	if err != nil {
 		return interrupted(ctx, err)
 	}
@@ -257,7 +258,7 @@ func prepareDatabase(ctx context.Context, pg *postgres.Server, pool *pgxpool.Poo
 	// The password has letters and digits only.
 	_, err = conn.Exec(ctx, `do $$ begin
 		if not exists (select from pg_roles where rolname = '`+role+`') then create role `+role+` login; end if;
-	end $$; alter role `+role+` password '`+password+`'`)
+	end $$; alter role `+role+` replication password '`+password+`'`) // replication for the WAL capture
 	if err != nil {
 		return "", fmt.Errorf("create role for workers: %w", err)
 	}

@@ -288,7 +288,8 @@ create function trumpet.wal_pulse(
 returns setof record
 language sql stable security definer set search_path = pg_catalog, pg_temp set jit = off as $$
   select s.wanted, s.slot, r.confirmed_flush_lsn, pg_current_wal_insert_lsn(),
-         pg_wal_lsn_diff(pg_current_wal_insert_lsn(), r.restart_lsn)::bigint, r.safe_wal_size, coalesce(r.wal_status, 'gone')
+         pg_wal_lsn_diff(pg_current_wal_insert_lsn(), r.restart_lsn)::bigint, r.safe_wal_size,
+         case when s.slot is not null then coalesce(r.wal_status, 'gone') end
     from trumpet.wal_state() s left join pg_replication_slots r on r.slot_name = s.slot
    where s.wanted or s.slot is not null
 $$;

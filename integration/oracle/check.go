@@ -237,6 +237,10 @@ func (t *truth) checkCommitted(after trumpet.EventID, transactions map[string]tr
 		rows[e.xid] += e.rows
 	}
 	for xid, tx := range transactions {
+		if t.slotLost && events[xid] < tx.events {
+			delete(transactions, xid)
+			continue
+		}
 		if events[xid] == 0 && tx.late {
 			continue // it may have committed after all else
 		}

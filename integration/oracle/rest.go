@@ -194,6 +194,8 @@ func (r *run) readTruth(ctx context.Context) error {
 		_, err = pgx.ForEachRow(rows, []any{&xid, &token, &events, &bulkRows}, func() error {
 			isSlot := strings.HasPrefix(token, slotToken)
 			if isSlot {
+				// Between two slots changes are lost, and the bulk events with which one begins say so.
+				r.truth.slotLost = r.truth.slotLost || r.tally.slots.Load() > 0
 				r.tally.slots.Add(1)
 				r.happens("%s began", token)
 			}

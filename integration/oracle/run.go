@@ -256,6 +256,7 @@ func (r *run) blow(ctx context.Context, length time.Duration, weather *rand.Rand
 	r.mu.Lock()
 	r.storm, r.rest = true, make(chan struct{})
 	r.mu.Unlock()
+	r.truth.slotLost = false
 	r.happens("a storm begins")
 	var writing sync.WaitGroup
 	for _, w := range r.writers {

@@ -63,6 +63,8 @@ type truth struct {
 	first  int64   // the position of places[0]
 	places []place // every position, also those without events
 	pruned int64   // up to here the log was pruned
+
+	slotLost bool // in the last storm: transactions may lack events of tables that are watched by the WAL
 }
 
 var errRewritten = errors.New("the log was rewritten")

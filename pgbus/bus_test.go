@@ -172,22 +172,33 @@ func database(t *testing.T) (url string, conn *pgx.Conn) {
 	return capturedDatabase(t, "triggers")
 }
 
-// capturedDatabase watches by the WAL, if asked to, on a server of its own: a slot waits for all who write
-// to a server.
+// capturedDatabase watches by the WAL, if asked to.
 func capturedDatabase(t *testing.T, capture string) (url string, conn *pgx.Conn) {
 	t.Helper()
 	if capture == "wal" {
-		_, url = pgtest.StartMigrated(t, nil)
+		url = pgtest.MigratedForWAL(t)
 	} else {
 		url = pgtest.Migrated(t)
 	}
-	conn = pgtest.Connect(t, url)
+	return url, watchedJobs(t, url, capture)
+}
+
+// ownDatabase watches by the WAL on a server of its own, for what looks at all its slots and sessions.
+func ownDatabase(t *testing.T) (url string, conn *pgx.Conn) {
+	t.Helper()
+	_, url = pgtest.StartMigrated(t, nil)
+	return url, watchedJobs(t, url, "wal")
+}
+
+func watchedJobs(t *testing.T, url, capture string) *pgx.Conn {
+	t.Helper()
+	conn := pgtest.Connect(t, url)
 	pgtest.Exec(t, conn, "create table jobs (id int primary key, version int not null default 0, note text)")
 	if capture == "wal" {
 		pgtest.Exec(t, conn, "alter table jobs replica identity full")
 	}
 	pgtest.Exec(t, conn, "select trumpet.watch('jobs', capture => '"+capture+"')")
-	return url, conn
+	return conn
 }
 
 // waitForSlot waits until the WAL is read.

@@ -57,7 +57,7 @@ func TestLostSlot(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			_, conn, bus, r := walBus(t, map[string]string{"max_slot_wal_keep_size": "32MB", "min_wal_size": "32MB", "max_wal_size": "48MB"}, tables)
+			_, conn, bus, r := ownWALBus(t, map[string]string{"max_slot_wal_keep_size": "32MB", "min_wal_size": "32MB", "max_wal_size": "48MB"}, tables)
 			pgtest.Exec(t, conn, "insert into jobs values (1)")
 			if got := describe(r.end(t, conn)); !slices.Equal(got, []string{`insert {"id":1}`}) {
 				t.Fatal(got)
@@ -93,7 +93,7 @@ func TestLostSlot(t *testing.T) {
 // The slot goes when no table needs it, and another one comes when one does.
 func TestSlotComesAndGoes(t *testing.T) {
 	t.Parallel()
-	_, conn, bus, r := walBus(t, nil, `create table jobs (id int primary key); create table parts (id int primary key);
+	_, conn, bus, r := ownWALBus(t, nil, `create table jobs (id int primary key); create table parts (id int primary key);
 		select trumpet.watch('jobs', capture => 'wal'), trumpet.watch('parts', capture => 'wal')`)
 	pgtest.Exec(t, conn, "insert into jobs values (1); select trumpet.unwatch('jobs'); insert into jobs values (2); insert into parts values (3)")
 	pgtest.Exec(t, conn, "insert into parts values (4)")
@@ -118,7 +118,7 @@ func TestSlotComesAndGoes(t *testing.T) {
 // PostgreSQL 17 and newer the slot is one that standbys can keep.
 func TestWALDutyMoves(t *testing.T) {
 	t.Parallel()
-	url, conn := capturedDatabase(t, "wal")
+	url, conn := ownDatabase(t)
 	one, _, stopOne := start(t, url, "w1", nil)
 	waitForSlot(t, conn)
 	if query1[int](t, conn, "select current_setting('server_version_num')::int") >= 170000 && !query1[bool](t, conn, "select failover from pg_replication_slots") {
@@ -149,7 +149,7 @@ func TestWALDutyMoves(t *testing.T) {
 // while, by another slot; the one of the frozen process goes when that does.
 func TestFrozenSender(t *testing.T) {
 	t.Parallel()
-	_, conn, _, r := walBus(t, nil, "create table jobs (id int primary key); select trumpet.watch('jobs', capture => 'wal')")
+	_, conn, _, r := ownWALBus(t, nil, "create table jobs (id int primary key); select trumpet.watch('jobs', capture => 'wal')")
 	pid := query1[int](t, conn, "select active_pid from pg_replication_slots")
 	freeze(t, pid)
 	pgtest.Exec(t, conn, "insert into jobs values (1)")
@@ -174,7 +174,7 @@ func TestFrozenSender(t *testing.T) {
 // the slot up, so that everything else goes on; when the process goes, the topics are told.
 func TestFrozenDuty(t *testing.T) {
 	t.Parallel()
-	url, conn, one, r := walBus(t, nil, "create table jobs (id int primary key); select trumpet.watch('jobs', capture => 'wal')")
+	url, conn, one, r := ownWALBus(t, nil, "create table jobs (id int primary key); select trumpet.watch('jobs', capture => 'wal')")
 	if !one.Status().Sequencing {
 		t.Fatal("the worker does not have the duty")
 	}
@@ -195,7 +195,7 @@ func TestFrozenDuty(t *testing.T) {
 // nobody knows what was missed. And so is a table's that leaves before its first slot.
 func TestUnreadTopicsAreTold(t *testing.T) {
 	t.Parallel()
-	_, conn, _, r := walBus(t, nil, `create table jobs (id int primary key); create table parts (id int primary key);
+	_, conn, _, r := ownWALBus(t, nil, `create table jobs (id int primary key); create table parts (id int primary key);
 		select trumpet.watch('jobs', capture => 'wal'), trumpet.watch('parts', capture => 'wal')`)
 	r.end(t, conn)
 	bulks := func(topic string) (n int) {
@@ -224,7 +224,7 @@ func TestUnreadTopicsAreTold(t *testing.T) {
 // A worker whose role may not replicate says so, and does everything else.
 func TestWALWithoutTheRight(t *testing.T) {
 	t.Parallel()
-	url, conn := capturedDatabase(t, "wal")
+	url, conn := ownDatabase(t)
 	pgtest.Exec(t, conn, `create table parts (id int primary key); select trumpet.watch('parts');
 		create role worker login password 'w' in role pg_read_all_data; select trumpet.grant_worker('worker')`)
 	config, err := pgx.ParseConfig(url)
@@ -247,7 +247,7 @@ func TestWALWithoutTheRight(t *testing.T) {
 // At rest nothing is written because of the slot, and it does not keep the WAL that others write.
 func TestWALAtRest(t *testing.T) {
 	t.Parallel()
-	url, conn, bus, r := walBus(t, map[string]string{"autovacuum": "off", "checkpoint_timeout": "1h"}, `create table jobs (id int primary key);
+	url, conn, bus, r := ownWALBus(t, map[string]string{"autovacuum": "off", "checkpoint_timeout": "1h"}, `create table jobs (id int primary key);
 		select trumpet.watch('jobs', capture => 'wal')`)
 	pgtest.Exec(t, conn, "insert into jobs values (1)")
 	r.end(t, conn)
@@ -344,7 +344,7 @@ func TestWALShutdown(t *testing.T) {
 // Whoever has the duty is frozen, and so is its reader: another worker notices, though no record waits.
 func TestAFrozenReaderIsPassedBy(t *testing.T) {
 	t.Parallel()
-	url, conn := capturedDatabase(t, "wal")
+	url, conn := ownDatabase(t)
 	frozen := pgtest.Connect(t, url)
 	pgtest.Exec(t, frozen, "select pg_advisory_lock(1953656176, 3)")
 	// Its slot, which it does not read.

@@ -14,7 +14,7 @@ import (
 // them, byte for byte; package wal has the property test of each type's values.
 func TestWALRows(t *testing.T) {
 	t.Parallel()
-	url, conn, _, r := walBus(t, nil, `
+	url, conn, _, r := walBus(t, `
 		create type mood as enum ('so so', 'it''s "fine"'); create type place as (x int, "y z" text[], at timestamptz);
 		create domain percent as numeric check (value <= 100); create domain moods as mood[];
 		create table many (id int primary key, b bool, i2 int2, i8 int8, f4 float4, f8 float8, n numeric, n2 numeric(10,2), t text, v varchar(9), c char(6),

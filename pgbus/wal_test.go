@@ -17,10 +17,21 @@ import (
 	"github.com/trumpet-realtime/trumpet/pgbus"
 )
 
-// walBus starts a server with these tables, and a worker that reads its WAL.
-func walBus(t *testing.T, settings map[string]string, tables string) (url string, conn *pgx.Conn, bus *pgbus.Bus, r *recorder) {
+// walBus makes a database with these tables, and a worker that reads its WAL.
+func walBus(t *testing.T, tables string) (url string, conn *pgx.Conn, bus *pgbus.Bus, r *recorder) {
+	t.Helper()
+	return readWAL(t, pgtest.MigratedForWAL(t), tables)
+}
+
+// ownWALBus does so on a server of its own, for what looks at all its slots.
+func ownWALBus(t *testing.T, settings map[string]string, tables string) (url string, conn *pgx.Conn, bus *pgbus.Bus, r *recorder) {
 	t.Helper()
 	_, url = pgtest.StartMigrated(t, settings)
+	return readWAL(t, url, tables)
+}
+
+func readWAL(t *testing.T, url, tables string) (_ string, conn *pgx.Conn, bus *pgbus.Bus, r *recorder) {
+	t.Helper()
 	conn = pgtest.Connect(t, url)
 	pgtest.Exec(t, conn, tables)
 	bus, r, _ = start(t, url, "w1", nil)
@@ -42,7 +53,7 @@ func (r *recorder) end(t *testing.T, conn *pgx.Conn) []trumpet.Event {
 
 func TestWALEveryKindOfEvent(t *testing.T) {
 	t.Parallel()
-	_, conn, _, r := walBus(t, nil, `create table jobs (id int primary key, version int not null default 0, note text);
+	_, conn, _, r := walBus(t, `create table jobs (id int primary key, version int not null default 0, note text);
 		select trumpet.watch('jobs', capture => 'wal')`)
 	pgtest.Exec(t, conn, "insert into jobs (id) values (1), (2)")
 	pgtest.Exec(t, conn, "begin; update jobs set note = 'x'; delete from jobs where id = 2; commit")
@@ -71,7 +82,7 @@ func TestWALEveryKindOfEvent(t *testing.T) {
 // changed is never shown as null.
 func TestWALRowsBefore(t *testing.T) {
 	t.Parallel()
-	_, conn, bus, r := walBus(t, nil, `
+	_, conn, bus, r := walBus(t, `
 		create table brief (id int primary key, a int, big text);
 		create table whole (id int primary key, a int, big text);
 		alter table brief alter big set storage external; alter table whole alter big set storage external;
@@ -126,7 +137,7 @@ func TestWALRowsBefore(t *testing.T) {
 // stand where they were sent.
 func TestWALAndTriggersInOneTransaction(t *testing.T) {
 	t.Parallel()
-	_, conn, _, r := walBus(t, nil, `create table jobs (id int primary key); create table parts (id int primary key);
+	_, conn, _, r := walBus(t, `create table jobs (id int primary key); create table parts (id int primary key);
 		select trumpet.watch('jobs', capture => 'wal'), trumpet.watch('parts')`)
 	pgtest.Exec(t, conn, `begin; insert into jobs values (1); select trumpet.broadcast('dispatch', '"a"'); insert into jobs values (2);
 		insert into parts values (3); select trumpet.broadcast('dispatch', '"b"'); insert into jobs values (4), (5); insert into parts values (4);
@@ -150,7 +161,7 @@ func TestWALAndTriggersInOneTransaction(t *testing.T) {
 // in exactly one of them at each place between two transactions.
 func TestWALOrderBetweenCaptures(t *testing.T) {
 	t.Parallel()
-	url, conn, _, r := walBus(t, nil, `create table here (id int primary key, n int); create table there (id int primary key, n int);
+	url, conn, _, r := walBus(t, `create table here (id int primary key, n int); create table there (id int primary key, n int);
 		select trumpet.watch('here', capture => 'wal'), trumpet.watch('there')`)
 	pgtest.Exec(t, conn, "insert into here select g, 0 from generate_series(1, 8) g")
 	var writers sync.WaitGroup
@@ -209,7 +220,7 @@ func TestWALOrderBetweenCaptures(t *testing.T) {
 // by one.
 func TestSwitchBetweenCaptures(t *testing.T) {
 	t.Parallel()
-	url, conn, _, r := walBus(t, nil, `create table other (id int primary key); select trumpet.watch('other', capture => 'wal');
+	url, conn, _, r := walBus(t, `create table other (id int primary key); select trumpet.watch('other', capture => 'wal');
 		create table jobs (id int primary key, version int not null default 0, note text); alter table jobs replica identity full;
 		select trumpet.watch('jobs'); insert into jobs (id) select g from generate_series(1, 20) g`)
 	var writers sync.WaitGroup
@@ -273,7 +284,7 @@ func checkVersions(t *testing.T, conn *pgx.Conn, events []trumpet.Event) {
 // detached before anybody read of them. TRUNCATE of one of them is a bulk event.
 func TestWALPartitions(t *testing.T) {
 	t.Parallel()
-	_, conn, _, r := walBus(t, nil, `
+	_, conn, _, r := walBus(t, `
 		create table visits (id int primary key, note text) partition by range (id);
 		create table visits_low partition of visits for values from (0) to (100);
 		create table visits_high (note text, id int primary key);
@@ -309,7 +320,7 @@ func TestWALPartitions(t *testing.T) {
 // Columns come, go, and get other names and types between two changes, in one transaction or in many.
 func TestWALSchemaChanges(t *testing.T) {
 	t.Parallel()
-	_, conn, _, r := walBus(t, nil, `create type mood as enum ('good');
+	_, conn, _, r := walBus(t, `create type mood as enum ('good');
 		create table jobs (id int primary key, a text); select trumpet.watch('jobs', capture => 'wal')`)
 	for _, statement := range []string{
 		"insert into jobs values (1, 'x')",
@@ -337,7 +348,7 @@ func TestWALSchemaChanges(t *testing.T) {
 // One transaction with more rows than anybody wants to hold in memory is one event, in its place.
 func TestWALHugeTransaction(t *testing.T) {
 	t.Parallel()
-	_, conn, _, r := walBus(t, nil, `create table jobs (id int primary key, note text); create table parts (id int primary key);
+	_, conn, _, r := walBus(t, `create table jobs (id int primary key, note text); create table parts (id int primary key);
 		select trumpet.watch('jobs', capture => 'wal', max_rows => 10), trumpet.watch('parts', capture => 'wal')`)
 	pgtest.Exec(t, conn, `begin; insert into parts values (1); insert into jobs select g, repeat('x', 100) from generate_series(1, 50000) g;
 		update jobs set note = '' where id <= 11; truncate jobs; insert into parts values (2); insert into jobs values (1), (2); commit`)

@@ -26,13 +26,13 @@ func TestDoctor(t *testing.T) {
 	pgtest.Exec(t, worker, "set application_name = 'trumpet listen w1'")
 	expect(0, "WARNING  access: ", "")
 	pgtest.Exec(t, conn, "revoke connect on database app from public")
-	if out := expect(0, "ok: 21 checks found nothing wrong\n", ""); strings.Count(out, "\n") != 1 {
+	if out := expect(0, "ok: 22 checks found nothing wrong\n", ""); strings.Count(out, "\n") != 1 {
 		t.Errorf("when all is well there are more lines:\n%s", out)
 	}
 
 	pgtest.Exec(t, conn, "create table \"a\x1b[2J\" (id int primary key); select trumpet.watch('\"a\x1b[2J\"', topic => 'a'); alter table \"a\x1b[2J\" disable trigger all")
 	pgtest.Exec(t, conn, "alter table trumpet.record disable trigger wake")
-	out := expect(1, "1 error and 1 warning by 21 checks\n", "trumpet: 1 error found\n")
+	out := expect(1, "1 error and 1 warning by 22 checks\n", "trumpet: 1 error found\n")
 	if !strings.HasPrefix(out, "ERROR  watches: ") || !strings.Contains(out, "\n  > alter table public.U&\"a\\001B[2J\" enable trigger") || strings.Contains(out, "\x1b") {
 		t.Errorf("stdout:\n%s", out)
 	}

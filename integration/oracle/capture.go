@@ -46,7 +46,7 @@ func noteSlots(capture string) string {
 	return fmt.Sprintf(`
 		create function note_slot() returns trigger language plpgsql as $$
 		begin
-		  insert into public.committed (token, events, bulk_rows) values ('%s' || new.name, %d, 0);
+		  insert into public.committed (token, events, by_wal, bulk_rows) values ('%s' || new.name, %d, 0, 0);
 		  return null;
 		end $$;
 		create trigger note_slot after insert on trumpet.wal_slot for each row execute function note_slot()`, slotToken, len(byWAL[capture]))
@@ -119,36 +119,43 @@ func (a *account) truncated(table string) {
 
 func (d deeds) rows() int { return d.inserted + d.updated + d.deleted }
 
-// total is how many events the transaction must make, and of how many rows those tell that are bulk events: -1 if
-// nobody can know. Where it passed a table's bound, there is one for each operation.
-func (a account) total() (events, bulkRows int) {
-	events, bulkRows = a.events, a.rows
+// made is what a transaction must make.
+type made struct {
+	events int
+	byWAL  int // of them those that come from the WAL
+	rows   int // that bulk events tell of; -1: nobody can know
+}
+
+// total sums the account up. Where a table's bound was passed, there is one bulk event for each operation.
+func (a account) total() made {
+	m := made{events: a.events, rows: a.rows}
 	vague := false
 	for _, d := range a.tables {
-		events += d.truncated
+		m.byWAL += d.truncated
 		if !d.isBulk {
-			events += d.rows()
+			m.byWAL += d.rows()
 			continue
 		}
-		bulkRows += d.rows()
+		m.rows += d.rows()
 		vague = vague || d.vague
 		for _, rows := range []int{d.inserted, d.updated, d.deleted} {
-			events += min(rows, 1)
+			m.byWAL += min(rows, 1)
 		}
 	}
 	if vague {
-		bulkRows = -1
+		m.rows = -1
 	}
-	return events, bulkRows
+	m.events += m.byWAL
+	return m
 }
 
 // note has the database remember what a transaction must make.
-const note = "insert into committed (token, events, bulk_rows) values ($1, $2, $3)"
+const note = "insert into committed (token, events, by_wal, bulk_rows) values ($1, $2, $3, $4)"
 
 // noteIn does, at the transaction's end.
 func (a account) noteIn(ctx context.Context, tx pgx.Tx, token string) error {
-	events, bulkRows := a.total()
-	_, err := tx.Exec(ctx, note, token, events, bulkRows)
+	m := a.total()
+	_, err := tx.Exec(ctx, note, token, m.events, m.byWAL, m.rows)
 	return err
 }
 

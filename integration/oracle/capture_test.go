@@ -50,8 +50,8 @@ func TestAccount(t *testing.T) {
 		for capture, want := range map[string][2]int{"triggers": test.triggers, "wal": test.wal} {
 			a := newAccount(capture)
 			test.did(&a)
-			events, rows := a.total()
-			if got := [2]int{events, rows}; got != want {
+			m := a.total()
+			if got := [2]int{m.events, m.rows}; got != want {
 				t.Errorf("%s, by %s: events and rows of bulk events are %d, want %d", name, capture, got, want)
 			}
 		}

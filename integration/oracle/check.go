@@ -188,10 +188,9 @@ func (r received) describe() string { return fmt.Sprintf("%s %s %s", r.topic, r.
 
 // transaction is one that the table committed has.
 type transaction struct {
-	token  string
-	events int
-	rows   int  // of bulk events; -1: nobody can know
-	late   bool // it may have committed when nobody waited for it any more
+	token string
+	made
+	late bool // it may have committed when nobody waited for it any more
 }
 
 // checkCommitted compares the log after an id with what was committed: every transaction with
@@ -237,8 +236,8 @@ func (t *truth) checkCommitted(after trumpet.EventID, transactions map[string]tr
 		rows[e.xid] += e.rows
 	}
 	for xid, tx := range transactions {
-		if t.slotLost && events[xid] < tx.events {
-			delete(transactions, xid)
+		if t.slotLost && tx.byWAL > 0 && events[xid] == tx.events-tx.byWAL {
+			delete(transactions, xid) // it stands between two slots: nothing of it was read from the WAL
 			continue
 		}
 		if events[xid] == 0 && tx.late {

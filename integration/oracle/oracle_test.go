@@ -47,8 +47,7 @@ func seed(t *testing.T) uint64 {
 // A short run with all faults. scripts/soak is the same for as long as one likes.
 func TestOracle(t *testing.T) { testOracle(t, "triggers", 14*time.Second) }
 
-// Shorter ones with tables that are watched by the WAL.
-func TestOracleWAL(t *testing.T)   { testOracle(t, "wal", 8*time.Second) }
+// A shorter one with one of two tables watched by the WAL.
 func TestOracleMixed(t *testing.T) { testOracle(t, "mixed", 8*time.Second) }
 
 func testOracle(t *testing.T, capture string, duration time.Duration) {

@@ -185,13 +185,13 @@ func (r *run) readTruth(ctx context.Context) error {
 		if err := r.truth.read(ctx, tx); err != nil {
 			return err
 		}
-		rows, err := tx.Query(ctx, "delete from committed returning xid::text, token, events, bulk_rows")
+		rows, err := tx.Query(ctx, "delete from committed returning xid::text, token, events, by_wal, bulk_rows")
 		if err != nil {
 			return err
 		}
 		var xid, token string
-		var events, bulkRows int
-		_, err = pgx.ForEachRow(rows, []any{&xid, &token, &events, &bulkRows}, func() error {
+		var m made
+		_, err = pgx.ForEachRow(rows, []any{&xid, &token, &m.events, &m.byWAL, &m.rows}, func() error {
 			isSlot := strings.HasPrefix(token, slotToken)
 			if isSlot {
 				// Between two slots changes are lost, and the bulk events with which one begins say so.
@@ -199,7 +199,7 @@ func (r *run) readTruth(ctx context.Context) error {
 				r.tally.slots.Add(1)
 				r.happens("%s began", token)
 			}
-			r.transactions[xid] = transaction{token, events, bulkRows, isSlot || strings.HasPrefix(token, "marker ")}
+			r.transactions[xid] = transaction{token, m, isSlot || strings.HasPrefix(token, "marker ")}
 			return nil
 		})
 		return err

@@ -286,7 +286,7 @@ func (r *run) mark(ctx context.Context) (n int64, err error) {
 		n = r.markers.Add(1)
 		var batch pgx.Batch
 		batch.Queue("select trumpet.broadcast($1, to_jsonb($2::bigint))", markers, n)
-		batch.Queue(note, fmt.Sprintf("marker %d", n), 1, 0)
+		batch.Queue(note, fmt.Sprintf("marker %d", n), 1, 0, 0)
 		err := r.db.pool.SendBatch(ctx, &batch).Close()
 		if err != nil {
 			r.db.pool.Reset() // the others may be as dead as this one

@@ -154,12 +154,16 @@ const rolledBack = " (rolled back)"
 // tiny is one round trip: Postgres makes one transaction of it.
 func (w *writer) tiny(ctx context.Context, token string) error {
 	var batch pgx.Batch
+	did := newAccount(w.run.config.Capture)
 	if w.rng.IntN(2) == 0 {
 		batch.Queue("insert into customers (name) values ($1)", token)
+		did.ran(pgconn.NewCommandTag("INSERT 0 1"), "customers", 1, 1)
 	} else {
 		batch.Queue("select trumpet.broadcast('dispatch', to_jsonb($1::text))", token)
+		did.events++
 	}
-	batch.Queue(note, token, 1, 0)
+	m := did.total()
+	batch.Queue(note, token, m.events, m.byWAL, m.rows)
 	return w.conn.SendBatch(ctx, &batch).Close()
 }
 

@@ -67,6 +67,43 @@ func Migrated(t testing.TB) string {
 	return create(t, admin, template)
 }
 
+// MigratedForWAL makes a database that has the schema trumpet, on a server which only tests that read its WAL share: a
+// replication slot waits until all who write to its server have ended their transactions, and other tests hold some open.
+func MigratedForWAL(t testing.TB) string {
+	t.Helper()
+	admin, err := walAdminURL()
+	if err != nil {
+		t.Fatal(err)
+	}
+	url := create(t, admin, "")
+	t.Cleanup(func() { // before it is dropped: that takes its slots with it, but none that is read
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), timeout)
+		defer cancel()
+		if err := waitForReaders(ctx, url); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := migrate(t.Context(), url); err != nil {
+		t.Fatal(err)
+	}
+	return url
+}
+
+func waitForReaders(ctx context.Context, url string) error {
+	conn, err := pgx.Connect(ctx, url)
+	if err != nil {
+		return fmt.Errorf("connect to postgres for tests: %w", err)
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	for read := true; read; {
+		err := conn.QueryRow(ctx, "select exists (select from pg_replication_slots where database = current_database() and active)").Scan(&read)
+		if err != nil {
+			return fmt.Errorf("wait for readers of the WAL: %w", err)
+		}
+	}
+	return nil
+}
+
 // Start starts a server for this test alone: for faults, and for what is counted over
 // a whole server. Settings are added to those of Settings.
 func Start(t testing.TB, settings map[string]string) *postgres.Server {
@@ -108,6 +145,18 @@ var adminURL = sync.OnceValues(func() (string, error) {
 	if shared := os.Getenv(Variable); shared != "" {
 		return shared, nil
 	}
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	// Nobody closes it: it ends with this process.
+	server, err := postgres.Start(ctx, postgres.Options{Settings: Settings()})
+	if err != nil {
+		return "", fmt.Errorf("start postgres for tests: %w", err)
+	}
+	return server.URL("postgres"), nil
+})
+
+// walAdminURL is that of this binary's server for tests that read its WAL.
+var walAdminURL = sync.OnceValues(func() (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
 	// Nobody closes it: it ends with this process.

@@ -52,7 +52,7 @@ func (d *dutyHolder) stepUntilQuiet(ctx context.Context, soon <-chan struct{}) (
 		turnPause = stepPauseMin
 		if sequenced > 0 {
 			stepped, looked = true, false
-			if err := sleep(ctx, min(max(d.share()*time.Since(began), stepPauseMin), stepPauseMax)); err != nil {
+			if err := sleep(ctx, min(max(d.pause(sequenced, time.Since(began)), stepPauseMin), stepPauseMax)); err != nil {
 				return stepped, err
 			}
 			continue
@@ -72,14 +72,21 @@ func (d *dutyHolder) stepUntilQuiet(ctx context.Context, soon <-chan struct{}) (
 	}
 }
 
-// share is how many times as long as a step the pause after it is. A step by the WAL has parts that cost the
-// same however much there is to do, on both sides.
-func (d *dutyHolder) share() time.Duration {
-	if d.capture != nil && d.capture.slot != "" {
-		return 3
+// pause is how long to wait after a step that took so long. A step by the WAL has parts that cost the same however
+// much there is to do, on both sides: under load it waits for more. When little comes, nobody is to wait for it.
+func (d *dutyHolder) pause(sequenced int64, took time.Duration) time.Duration {
+	switch {
+	case d.capture == nil || d.capture.slot == "":
+		return took
+	case sequenced >= manyRecords:
+		return 3 * took
+	default:
+		return 0
 	}
-	return 1
 }
+
+// manyRecords is what a step finds under load.
+const manyRecords = 16
 
 // watch steps while any of the transactions is in progress, for a bounded time, and reports
 // whether it has to go on: it found records, or somebody else was at a step.
